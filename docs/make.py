@@ -1,0 +1,1 @@
+"""Draws docs from the declarations; --check fails where they are stale."""

@@ -1,0 +1,189 @@
+"""The central types: what an adapter is, before and after its numbers are read.
+
+One alphabet everywhere: k adapters, *b batched modules of equal shape, m out features,
+n in features, r rank, s sum of ranks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array: TypeAlias = npt.NDArray[Any]
+else:
+    Array: TypeAlias = object
+
+__all__ = [
+    "Adapter",
+    "Array",
+    "Extra",
+    "Kind",
+    "LowRank",
+    "Module",
+    "TensorInfo",
+    "TensorSource",
+    "Updates",
+    "Variant",
+]
+
+Kind: TypeAlias = Literal["linear", "embedding", "conv"]
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A delta weight in factored form, scaling folded in: dW = B @ A.
+
+    A [*b, r, n], B [*b, m, r]; numpy arrays on the CPU, torch tensors on a GPU.
+    """
+
+    A: Array
+    B: Array
+
+    @property
+    def rank(self) -> int:
+        """r: how many rank-1 terms are stored, zero ones included."""
+        return int(self.A.shape[-2])
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """What a merge method sees of one module (or a batch of equal ones).
+
+    `factors` hold the adapters that have the module, in the user's order, `weights` their weights
+    and `scalings` the files' own factors, which are folded into each B already. `rank` is the rank
+    the output will be cut to (None where it is chosen later), `seed` the user's.
+    """
+
+    factors: tuple[LowRank, ...]
+    weights: tuple[float, ...]
+    scalings: tuple[float, ...]
+    rank: int | None = None
+    seed: int = 0
+
+    @property
+    def mean_rank(self) -> float:
+        """The mean of the input ranks."""
+        return sum(f.rank for f in self.factors) / len(self.factors)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as a safetensors header describes it: dtype name, shape, byte range."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Stored size in bytes."""
+        return self.stop - self.start
+
+
+class TensorSource(Protocol):
+    """Where an adapter's tensors are: header known, values on demand."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every stored tensor by key, in file order."""
+
+    def read(self, key: str) -> bytes:
+        """The stored bytes of one tensor."""
+
+    def array(self, key: str) -> Array:
+        """One tensor as a float32 numpy array (float64 if stored so), in its stored shape."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """The whole file from its first byte, for hashing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One adapted layer, from the header alone.
+
+    out_features m and in_features n describe B @ A, so a convolution counts
+    n = channels * prod(kernel) and an embedding n = vocabulary size. `scaling` is the file's own
+    factor on B @ A (alpha / r, rsLoRA's alpha / sqrt(r), or 1).
+    """
+
+    name: str
+    kind: Kind
+    out_features: int
+    in_features: int
+    rank: int
+    scaling: float
+    dtype: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the delta weight."""
+        return self.out_features, self.in_features
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A stored tensor that is not part of a low-rank pair: a saved head, a bias, an embedding."""
+
+    key: str
+    role: str
+    info: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Something that makes the file more than plain LoRA: why it is refused, what to do instead.
+
+    `exact_alone` tells that a one-adapter command stays exact if it carries the thing unchanged.
+    """
+
+    name: str
+    reason: str
+    hint: str
+    exact_alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A named set of modules, their tensors on demand, and everything else the file holds."""
+
+    reference: str
+    layout: str
+    modules: Mapping[str, Module]
+    source: TensorSource
+    extras: tuple[Extra, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    base_model: str | None = None
+    assumed: tuple[str, ...] = ()
+    scale_assumed: bool = False
+
+    def read(self, name: str) -> LowRank:
+        """The update of one module, convolutions and embeddings in two dimensions.
+
+        Scaling is folded into B here, once; it is folded nowhere else. A [r, n], B [m, r].
+        """
+        module = self.modules[name]
+        A = self.source.array(module.keys["A"]).reshape(module.rank, module.in_features)
+        B = self.source.array(module.keys["B"]).reshape(module.out_features, module.rank)
+        return LowRank(A, B if module.scaling == 1 else B * B.dtype.type(module.scaling))
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules.values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes its low-rank tensors are stored in, sorted."""
+        return tuple(sorted({module.dtype for module in self.modules.values()}))

@@ -1,0 +1,1 @@
+"""Methods: every file without a leading underscore is one."""

@@ -1,0 +1,145 @@
+"""LoRA-LEGO: rank-wise clustering of minimal semantic units."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from loramerge.adapter import Array, LowRank, Updates
+from loramerge.algorithms._gauges import Gauge, gauged
+from loramerge.linalg.kernels import double, gram, kernels, like, namespace
+from loramerge.options import Count, Options
+from loramerge.registry import merger
+
+# scikit-learn's restarts: 10 give 3 % less inertia than one, and points reduced to their Gram
+# matrix make them cheap.
+RESTARTS = 10
+# MSUs with less than this share of the largest energy are zero ranks; they join no cluster.
+ZERO = 1e-24
+
+
+class ClusterOptions(Options, frozen=True):
+    """How many clusters, of what, and how long their representatives are."""
+
+    k: Annotated[
+        Count | None,
+        Meta(
+            description="Clusters of the pooled rank-1 components, which is the output rank. "
+            "Default: the largest input rank.",
+        ),
+    ] = None
+    gauge: Annotated[
+        Gauge,
+        Meta(
+            description="svd: independent of how a file factors its update. "
+            "balanced: rank-1 terms as trained, with |a| = |b|. raw: as stored (the paper's)."
+        ),
+    ] = "svd"
+    reweight: Annotated[
+        Literal["linf", "l2", "none"],
+        Meta(
+            description="Parameter reweighting: centroids get the mean norm of their members; "
+            "linf is what published implementations do."
+        ),
+    ] = "linf"
+
+
+def output_reweighting(updates: Updates, options: ClusterOptions) -> float:
+    """sqrt(r / k), the paper's factor on the merged update; r is the mean rank of the inputs."""
+    pooled = sum(factor.rank for factor in updates.factors)
+    return float((updates.mean_rank / min(options.k or pooled, pooled)) ** 0.5)
+
+
+@merger(
+    "cluster",
+    paper="arXiv:2409.16167",
+    options=ClusterOptions,
+    example="loramerge cluster a.safetensors b.safetensors -k 16",
+    scale="auto",
+    rank_option="k",
+    paper_scale=output_reweighting,
+)
+def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
+    """Cluster the rank-1 components of all adapters and keep each cluster's mean (LoRA-LEGO).
+
+    A minimal semantic unit (MSU) of adapter t is x = sqrt(|w_t|) (a_i, sign(w_t) b_i), row i of A
+    and column i of B. All MSUs of a module are clustered by k-means (k clusters, 10 restarts,
+    seeded); a cluster becomes its mean, brought back to the mean norm of its members (parameter
+    reweighting). k is the output rank; k = sum of ranks is the weighted sum exactly. Where a module
+    has fewer distinct MSUs than k, all are kept.
+
+    Where it differs. (a, b) and (-a, -b) are the same update, so MSUs are aligned in sign before
+    clustering and against their centroid after it; no published implementation does. Before that
+    each adapter is brought to the svd gauge, since rank i of a trained LoRA is not canonical
+    (--gauge raw for the paper's; repeated singular values leave a freedom in this gauge too).
+    The paper's output reweighting sqrt(r / k) is `--scale paper`; the default scale is `auto`.
+    """
+    pooled = gauged(updates, options.gauge)
+    xp = namespace(pooled.B)
+    G = gram(pooled.A.mT) + gram(pooled.B)
+    sign = _aligned(G)
+    members = _members(G * sign[..., :, None] * sign[..., None, :], options.k, updates.seed)
+    # Members that point away from their centroid are turned round, and the mean is taken again.
+    inner = xp.sum((G @ (members * sign[..., :, None])) * members, axis=-1)
+    sign = xp.where(inner * sign < 0, -sign, sign)
+    sizes = xp.clip(xp.sum(members, axis=-2), min=1.0)
+    mix = like(members / sizes[..., None, :] * sign[..., :, None], pooled.B)
+    centroids = LowRank(A=mix.mT @ pooled.A, B=pooled.B @ mix)
+    return _reweighted(centroids, pooled, members / sizes[..., None, :], options.reweight)
+
+
+def _members(G: Array, k: int | None, seed: int) -> Array:
+    """Membership [*b, M, k] from k-means on points whose inner products are G."""
+    xp = namespace(G)
+    count = G.shape[-1]
+    energy = xp.linalg.diagonal(G)
+    live = like(energy > ZERO * xp.sum(energy, axis=-1)[..., None], G)
+    if k is None or k >= count:
+        labels = xp.broadcast_to(xp.arange(count, device=G.device), energy.shape)
+    else:
+        values, vectors = xp.linalg.eigh(G)
+        points = vectors * (xp.clip(values, min=0.0) ** 0.5)[..., None, :]
+        labels, _ = kernels(G).kmeans(points * live[..., :, None], k, seed, RESTARTS)
+    clusters = xp.arange(min(k or count, count), device=G.device)
+    return like(labels[..., None] == clusters, G) * live[..., :, None]
+
+
+def _aligned(G: Array) -> Array:
+    """Signs [*b, M] in order of decreasing energy: each MSU agrees with the nearest before it."""
+    xp = namespace(G)
+    length = xp.clip(xp.linalg.diagonal(G), min=1e-300) ** 0.5
+    order = xp.argsort(-length, axis=-1, stable=True)
+    cosines = G / (length[..., :, None] * length[..., None, :])
+    cosines = xp.take_along_axis(cosines, order[..., :, None], axis=-2)
+    cosines = xp.take_along_axis(cosines, order[..., None, :], axis=-1)
+    signs = xp.ones_like(length)
+    for index in range(1, signs.shape[-1]):
+        before = cosines[..., index, :index] * signs[..., :index]
+        nearest = xp.argmax(xp.abs(before), axis=-1, keepdims=True)
+        opposed = xp.take_along_axis(before, nearest, axis=-1)[..., 0] < 0
+        signs[..., index] = 1 - 2 * like(opposed, signs)
+    back: Array = xp.take_along_axis(signs, xp.argsort(order, axis=-1), axis=-1)
+    return back
+
+
+def _reweighted(centroids: LowRank, pooled: LowRank, shares: Array, how: str) -> LowRank:
+    """Each centroid times (mean norm of its members) / (its own norm), on both factors."""
+    if how == "none":
+        return centroids
+    xp = namespace(shares)
+    wanted = xp.sum(double(_length(pooled, how))[..., :, None] * shares, axis=-2)
+    found = double(_length(centroids, how))
+    factor = like(
+        xp.where(found > 0, wanted / xp.where(found > 0, found, wanted + 1), found), pooled.B
+    )
+    return LowRank(A=centroids.A * factor[..., :, None], B=centroids.B * factor[..., None, :])
+
+
+def _length(units: LowRank, how: str) -> Array:
+    """The norm of each concatenated (a, b): largest entry, or Euclidean. [*b, r]"""
+    xp = namespace(units.B)
+    if how == "l2":
+        squares: Array = xp.sum(units.A**2, axis=-1) + xp.sum(units.B**2, axis=-2)
+        return squares**0.5
+    a, b = xp.max(xp.abs(units.A), axis=-1), xp.max(xp.abs(units.B), axis=-2)
+    longest: Array = xp.maximum(a, b)
+    return longest

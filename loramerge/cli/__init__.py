@@ -1,0 +1,87 @@
+"""The command line: the only folder that knows click and rich."""
+
+import os
+import sys
+
+import click
+
+from loramerge._version import __version__
+
+__all__ = ["cli", "main"]
+
+LOOK = ("inspect", "methods", "layouts", "env")
+
+
+class Commands(click.Group):
+    """Commands made when asked for: one per registered method and preset, and the written ones."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order help shows them."""
+        return [name for names in _groups().values() for name in names]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """One command, or None."""
+        if name in LOOK:
+            from loramerge.cli import look
+
+            return look.COMMANDS[name]
+        if name not in self.list_commands(ctx):
+            return None
+        from loramerge.cli.methods import command
+
+        return command(name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Help with the commands grouped by what they do."""
+        for title, names in _groups().items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _summary(ctx, self, name)) for name in names])
+
+
+def _groups() -> dict[str, list[str]]:
+    from loramerge.registry import methods
+
+    merge: list[str] = []
+    compress: list[str] = []
+    for method in methods().values():
+        found = merge if method.takes == "many" else compress
+        found += [method.name, *(preset.name for preset in method.presets)]
+    return {
+        "Merge (many adapters to one)": merge,
+        "Compress (one adapter)": compress,
+        "Look": list(LOOK),
+    }
+
+
+def _summary(ctx: click.Context, group: click.Group, name: str) -> str:
+    found = group.get_command(ctx, name)
+    return found.get_short_help_str(limit=90) if found else ""
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LORAMERGE"},
+)
+@click.version_option(__version__, prog_name="loramerge")
+def cli() -> None:
+    r"""Merge, compress and inspect LoRA adapters, without the base model.
+
+    \b
+    loramerge cluster a.safetensors b.safetensors -k 16
+    loramerge squeeze --rank 8
+    """
+
+
+def main() -> None:
+    """Run a command line and leave with its exit code; known failures never show a traceback."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except Exception as error:
+        if os.environ.get("LORAMERGE_DEBUG"):
+            raise
+        from loramerge.cli.errors import explain
+
+        sys.exit(explain(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        sys.exit(130)

@@ -1,0 +1,116 @@
+"""Where and how numbers are computed: device, dtypes, threads. Decided here and nowhere else."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
+
+from loramerge._lazy import np, threadpoolctl, torch
+from loramerge.adapter import Array
+from loramerge.errors import UsageError
+
+__all__ = [
+    "SAVE_DTYPES",
+    "Compute",
+    "DType",
+    "encode",
+    "out_of_memory",
+    "resolve",
+    "save_dtype",
+    "single_threaded_blas",
+]
+
+DType: TypeAlias = Literal["float32", "float64"]
+SAVE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Largest finite float16; what lies above becomes infinite.
+FLOAT16_MAX = 65504.0
+# Below this many bytes of input, moving them to a GPU and importing torch costs more than it saves.
+GPU_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A resolved choice: device name, dtype of the factors, worker threads on the CPU."""
+
+    device: str = "cpu"
+    dtype: DType = "float32"
+    threads: int = 1
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether NumPy computes."""
+        return self.device == "cpu"
+
+    @property
+    def batch(self) -> int:
+        """How many modules of equal shape are computed at once."""
+        return 1 if self.on_cpu else 64
+
+    def load(self, arrays: list[Array]) -> Array:
+        """Arrays of equal shape as one batch on the device, in the compute dtype."""
+        stacked = np.stack([array.astype(self.dtype, copy=False) for array in arrays])
+        return stacked if self.on_cpu else cast(Array, torch.from_numpy(stacked).to(self.device))
+
+    def unload(self, batch: Array) -> Array:
+        """A batch back as a numpy array."""
+        return batch if self.on_cpu else cast("torch.Tensor", batch).cpu().numpy()
+
+
+def resolve(device: str, dtype: DType, nbytes: int) -> Compute:
+    """Turn `--device auto|cpu|cuda[:N]|mps` into a device that is there.
+
+    `nbytes` is the size of the inputs: `auto` takes a GPU only for a job large enough to pay for
+    it. Raises UsageError for a device that is not there.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if device == "auto":
+        device = (
+            "cuda"
+            if nbytes >= GPU_BYTES and _may_have_cuda() and torch.cuda.is_available()
+            else "cpu"
+        )
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device.", "leave --device out")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch finds no MPS device.", "leave --device out")
+    return Compute(device, dtype, threads)
+
+
+def _may_have_cuda() -> bool:
+    """Whether a driver is there at all, asked without the second it takes to import torch."""
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia").exists()
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """One BLAS thread per worker: results do not depend on the machine, and teams do not spin."""
+    importlib.import_module("numpy")  # loads the BLAS library, so that the limit finds it
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a failure says that the device is full."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+
+
+def save_dtype(wanted: str, found: set[str]) -> str:
+    """The stored dtype of a result: the one asked for, the inputs' common one, or F32."""
+    if wanted != "auto":
+        return SAVE_DTYPES[wanted]
+    only = next(iter(found)) if len(found) == 1 else "F32"
+    return only if only in ("F16", "BF16") else "F32"
+
+
+def encode(x: Array, dtype: str) -> Array:
+    """A float array as it is stored: float32, float16, or bfloat16 as uint16, to nearest even."""
+    if dtype == "F32":
+        return np.ascontiguousarray(x, np.float32)
+    if dtype == "F16":
+        return np.ascontiguousarray(x, np.float16)
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)

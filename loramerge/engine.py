@@ -1,0 +1,219 @@
+"""Run a plan: compute, write, measure what was written.
+
+A plan with nothing to decide on the way streams: each module is read, computed, written and
+measured by one worker, and memory holds a few modules. Where ranks or the scale depend on the
+whole adapter, results wait in a spool between two passes.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from loramerge._lazy import np
+from loramerge._spool import Spool
+from loramerge._version import __version__
+from loramerge.adapter import LowRank, TensorSource
+from loramerge.align import Aligned
+from loramerge.compute import Compute, resolve, single_threaded_blas
+from loramerge.errors import GateError, IncompatibleError
+from loramerge.events import Advanced, Event, Listener, Started, silent
+from loramerge.linalg.ranks import choose
+from loramerge.linalg.scales import ScaleName, Totals, factor
+from loramerge.output import Output
+from loramerge.plan import Plan
+from loramerge.report import ModuleReport, Report
+from loramerge.solve import Solved, batches, solve
+
+__all__ = ["run"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+POLICIES: tuple[ScaleName, ...] = ("paper", "auto", "norm", "ls")
+
+
+def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
+    """Compute a plan and write its weights file to `target`, which must not exist.
+
+    Raises IncompatibleError where the inputs hold NaN or Inf, GateError where --max-error was not
+    met, OutputError where the file reads back different from what was written.
+    """
+    began = time.perf_counter()
+    settings = plan.recipe.settings
+    compute = resolve(settings.device, settings.compute_dtype, plan.read_bytes)
+    with single_threaded_blas(), ThreadPoolExecutor(compute.threads) as pool, Spool() as spool:
+        hashes = [pool.submit(_sha256, adapter.source) for adapter in plan.adapters]
+        survey = _survey(plan, compute, pool, spool, listen) if plan.surveyed else None
+        output = Output(plan, survey.ranks if survey else plan.ranks, target)
+        listen(Started("writing", len(plan.alignment.modules)))
+        if survey is None:
+            modules = _streamed(plan, compute, pool, output, listen)
+        else:
+            modules = _spooled(plan, survey, spool, pool, output, listen)
+        digest = output.close(pool)
+        sources = tuple(future.result() for future in hashes)
+    order = {module.name: place for place, module in enumerate(plan.alignment.modules)}
+    report = Report(
+        plan=plan,
+        modules=tuple(sorted(modules, key=lambda module: order[module.name])),
+        scale=survey.scale if survey else 1.0,
+        others=survey.others if survey else {},
+        sources_sha256=sources,
+        tensors_sha256=digest,
+        tensors=len(output.written.tensors),
+        file_bytes=target.stat().st_size,
+        seconds=time.perf_counter() - began,
+        device=compute.device,
+        versions={"loramerge": __version__, "numpy": np.__version__},
+        companions=output.written.companions,
+    )
+    _check_bound(report)
+    return report
+
+
+def _check_bound(report: Report) -> None:
+    bound = report.plan.recipe.settings.max_error
+    if bound is None or not report.plan.recipe.method.exact:
+        return
+    if report.worst.relative_error > bound:
+        raise GateError(
+            f"--max-error {bound:g} is out of reach: {report.worst.name} has "
+            f"{report.worst.relative_error:.2e} as {report.plan.dtype}.",
+            "store more digits with --save-dtype float32, or allow a larger error",
+        )
+
+
+def _each(
+    pool: Executor, work: Callable[[Item], Result], items: Sequence[Item], listen: Listener
+) -> list[Result]:
+    """Results in any order, as soon as they are there; the first failure cancels the rest."""
+    pending = {pool.submit(work, item) for item in items}
+    return list(_drained(pending, listen))
+
+
+def _drained(pending: set[Future[Result]], listen: Listener) -> Iterator[Result]:
+    try:
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+                listen(Advanced(1))
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _streamed(
+    plan: Plan, compute: Compute, pool: Executor, output: Output, listen: Listener
+) -> list[ModuleReport]:
+    """Solve and write in one go: modules in parallel on the CPU, batch after batch on a GPU."""
+    by_name = {module.name: module for module in plan.alignment.modules}
+
+    def work(batch: tuple[Aligned, ...]) -> list[ModuleReport]:
+        return [output.emit(by_name[s.name], s.update) for s in solve(plan, compute, batch)]
+
+    return _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
+
+
+def _counted(listen: Listener, compute: Compute) -> Listener:
+    """On a GPU one item is a batch; the bar counts modules."""
+
+    def counted(event: Event) -> None:
+        listen(Advanced(compute.batch) if isinstance(event, Advanced) else event)
+
+    return counted
+
+
+def _spooled(
+    plan: Plan,
+    survey: "_Survey",
+    spool: Spool,
+    pool: Executor,
+    output: Output,
+    listen: Listener,
+) -> list[ModuleReport]:
+    """The second pass: what waited in the spool, at its final rank and length."""
+
+    def work(module: Aligned) -> ModuleReport:
+        return output.emit(module, survey.finished(spool.get(module.name), module.name))
+
+    return _each(pool, work, plan.alignment.modules, listen)
+
+
+def _flat(lists: Iterable[list[Item]]) -> list[Item]:
+    return [item for inner in lists for item in inner]
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What the first pass over all modules decided."""
+
+    ranks: Mapping[str, int]
+    scale: float
+    others: Mapping[str, float]
+
+    def finished(self, update: LowRank, name: str) -> LowRank:
+        """An update cut to its rank and brought to length, the factor's root on both sides."""
+        rank = self.ranks[name]
+        A, B = update.A[:rank], update.B[:, :rank]
+        if self.scale == 1:
+            return LowRank(A, B)
+        root = abs(self.scale) ** 0.5
+        return LowRank(A * root, B * (root if self.scale > 0 else -root))
+
+
+def _survey(
+    plan: Plan, compute: Compute, pool: Executor, spool: Spool, listen: Listener
+) -> _Survey:
+    """The first pass: every result into the spool, ranks and scale from all of them."""
+    listen(Started("computing", len(plan.alignment.modules)))
+
+    def work(batch: tuple[Aligned, ...]) -> list[Solved]:
+        solved = solve(plan, compute, batch)
+        for one in solved:
+            spool.put(one.name, one.update)
+        return solved
+
+    found = _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
+    found.sort(key=lambda one: one.name)
+    ranks = dict(plan.ranks)
+    if plan.recipe.criterion is not None:
+        shapes = {module.name: module.model.shape for module in plan.alignment.modules}
+        spectra = {s.name: s.singular_values for s in found if s.singular_values is not None}
+        ranks = choose(
+            spectra,
+            shapes,
+            plan.recipe.criterion,
+            plan.recipe.settings.allocate,
+            plan.file_size,
+            plan.uniform,
+        )
+        if not any(ranks.values()):
+            raise IncompatibleError("No module keeps a rank: the sum of the updates is zero.")
+    if not plan.scaled:
+        return _Survey(ranks, 1.0, {})
+    totals = _summed([one.totals for one in found if one.totals is not None])
+    others: dict[str, float] = {name: factor(name, totals) for name in POLICIES}
+    used = plan.recipe.scale
+    return _Survey(ranks, others[used] if isinstance(used, str) else 1.0, others)
+
+
+def _summed(totals: Sequence[Totals]) -> Totals:
+    """Totals of all modules added up."""
+    return Totals(
+        parts=tuple(map(sum, zip(*(one.parts for one in totals), strict=True))),
+        target=sum(one.target for one in totals),
+        result=sum(one.result for one in totals),
+        inner=sum(one.inner for one in totals),
+    )
+
+
+def _sha256(source: TensorSource) -> str:
+    """The hash of a source file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    for chunk in source.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()

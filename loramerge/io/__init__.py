@@ -1,0 +1,1 @@
+"""Layouts: every file without a leading underscore is one."""

@@ -1,0 +1,83 @@
+"""What a layout file declares: which keys it explains, how they become modules, and back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from loramerge.adapter import Adapter, Extra, Module, TensorSource
+
+__all__ = ["Draft", "Given", "Layout", "Part", "Stored", "Written"]
+
+Part: TypeAlias = Literal["A", "B"]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An opened file before its layout gives it meaning.
+
+    `config` is the adapter_config.json that belongs to the file (None without one), `metadata`
+    the header's; `alpha` is what the user said with --alpha.
+    """
+
+    reference: str
+    source: TensorSource
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any] | None = None
+    alpha: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A result before it is written: its modules with their final ranks, nothing computed yet.
+
+    A module's `scaling` is what a reader will find, alpha / rank with alpha the largest rank: 1
+    where the form is uniform. Factors are divided by it when they are written.
+    `extras` are tensors of the one source adapter that are carried unchanged.
+    """
+
+    modules: tuple[Module, ...]
+    sources: tuple[Adapter, ...]
+    extras: tuple[Extra, ...] = ()
+    uniform: bool = True
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max((module.rank for module in self.modules), default=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor of an output file: which part of which module it holds, or given bytes."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    module: str = ""
+    part: Part | None = None
+    constant: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How a draft looks in a layout: tensors, header metadata, files beside it."""
+
+    tensors: tuple[Stored, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to store LoRA tensors.
+
+    `explains` says whether a key is this layout's; a file is of the layout that explains all of
+    its keys. `directory` tells whether it is normally a directory (PEFT) or a single file.
+    """
+
+    name: str
+    summary: str
+    directory: bool
+    explains: Callable[[str], bool]
+    read: Callable[[Given], Adapter]
+    write: Callable[[Draft], Written]

@@ -1,0 +1,51 @@
+"""The kernels on the CPU: NumPy, scikit-learn for k-means."""
+
+from typing import Any
+
+from loramerge._lazy import np, sklearn_cluster
+from loramerge.adapter import Array
+
+# Points nearer than this share of the longest one count as the same point.
+SAME = 6
+
+
+def cholesky(G: Array) -> tuple[Array, Array]:
+    """Lower L with G = L L^T, and ok [*b]; L is zero where G is not positive definite."""
+    L = np.zeros_like(G)
+    ok = np.zeros(G.shape[:-2], dtype=bool)
+    for index in np.ndindex(ok.shape):
+        try:
+            L[index] = np.linalg.cholesky(G[index])
+            ok[index] = True
+        except np.linalg.LinAlgError:
+            pass  # the caller reads `ok` and takes another road
+    return L, ok
+
+
+def gaussian(model: Array, rows: int, columns: int, seed: int) -> Array:
+    """A standard normal matrix of a seed."""
+    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(model.dtype)
+
+
+def kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Array]:
+    """Labels and inertia by scikit-learn, one batch item after the other."""
+    labels = np.zeros(points.shape[:-1], dtype=np.int64)
+    inertia = np.zeros(points.shape[:-2])
+    for index in np.ndindex(inertia.shape):
+        labels[index], inertia[index] = _kmeans(points[index], k, seed, restarts)
+    return labels, inertia
+
+
+def _kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Any]:
+    labels = np.zeros(len(points), dtype=np.int64)
+    live = np.flatnonzero(np.any(points != 0, axis=-1))
+    longest = np.abs(points).max() or 1.0
+    distinct, member = np.unique(
+        np.round(points[live] / longest, SAME), axis=0, return_inverse=True
+    )
+    if len(distinct) <= k:
+        labels[live] = member.reshape(-1)
+        return labels, 0.0
+    model = sklearn_cluster.KMeans(k, n_init=restarts, random_state=seed).fit(points[live])
+    labels[live] = model.labels_
+    return labels, model.inertia_

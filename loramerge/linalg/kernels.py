@@ -1,0 +1,63 @@
+"""The narrow seam between the two backends.
+
+Plain arithmetic goes through the array API's namespace of the array at hand (`namespace`), which
+NumPy, torch (by array-api-compat) and array-api-strict share. What that standard does not offer is
+a kernel, written once in `_numpy.py` and once in `_torch.py`. NumPy computes on the CPU and never
+imports torch; torch computes on CUDA and MPS. Leading dimensions *b are batches everywhere.
+"""
+
+from typing import Any, Protocol, cast
+
+from loramerge._lazy import array_api_torch
+from loramerge.adapter import Array
+
+__all__ = ["Kernels", "double", "gram", "kernels", "like", "namespace"]
+
+
+class Kernels(Protocol):
+    """What the array API lacks, with the same meaning in both backends."""
+
+    def cholesky(self, G: Array) -> tuple[Array, Array]:
+        """Lower L with G = L L^T, and ok [*b]: False where G is not positive definite."""
+
+    def gaussian(self, model: Array, rows: int, columns: int, seed: int) -> Array:
+        """A standard normal [rows, columns] matrix of a seed, the same values on any device."""
+
+    def kmeans(self, points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Array]:
+        """Labels [*b, p] and inertia [*b] of k-means on points [*b, p, d].
+
+        Points at the origin carry no weight. With fewer than k distinct points each is its own
+        cluster.
+        """
+
+
+def kernels(x: Array) -> Kernels:
+    """The backend that computes on the kind of array x is."""
+    if type(x).__module__.startswith("torch"):
+        from loramerge.linalg import _torch
+
+        return cast(Kernels, _torch)
+    from loramerge.linalg import _numpy
+
+    return cast(Kernels, _numpy)
+
+
+def namespace(x: Array) -> Any:
+    """The array API namespace of an array. NumPy 2 is its own; its compatibility layer is slow."""
+    return x.__array_namespace__() if hasattr(x, "__array_namespace__") else array_api_torch
+
+
+def double(x: Array) -> Array:
+    """X in float64."""
+    xp = namespace(x)
+    return cast(Array, xp.astype(x, xp.float64, copy=False))
+
+
+def like(x: Array, model: Array) -> Array:
+    """X in the dtype of model."""
+    return cast(Array, namespace(x).astype(x, model.dtype, copy=False))
+
+
+def gram(X: Array) -> Array:
+    """X^T X of X [*b, d, K], multiplied in the dtype of X, returned in float64."""
+    return double(X.mT @ X)

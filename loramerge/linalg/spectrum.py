@@ -1,0 +1,151 @@
+"""The exact thin SVD of a factored matrix, computed from its factors alone.
+
+Each side is orthonormalised by the cheapest road that is accurate for it: a Gram matrix in the
+factors' own precision and its Cholesky factor; where columns are nearly dependent, a float64 Gram
+matrix and its eigenvectors; where even that is ambiguous, or there are about as many columns as
+rows, QR. A Gram matrix squares the condition number, which is why the road is chosen per matrix.
+Columns are scaled to unit length first, so that one update 1e-6 the size of another is no
+ill-conditioned case, and its own singular values stay accurate relative to themselves.
+"""
+
+from dataclasses import dataclass
+
+from loramerge.adapter import Array, LowRank
+from loramerge.linalg.kernels import double, gram, kernels, like, namespace
+
+__all__ = ["Spectrum", "decompose", "lift", "randomized"]
+
+# A float32 Gram matrix has entries good to 1e-7, so squared pivots must stay well above that for
+# singular values good to 1e-3 of themselves.
+CHOLESKY_PIVOT = 0.03
+# Eigenvalues of a float64 Gram matrix of unit columns: below NULL they are rounding noise of exact
+# copies, above SURE they are good to 1e-3; between the two only QR can tell.
+NULL, SURE = 1e-14, 1e-11
+# From this share of columns to rows on, QR costs no more than a Gram matrix.
+QR_SHARE = 0.6
+# A squared float32 column norm below this may have lost digits to underflow.
+TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """A thin SVD not yet lifted: U = left @ u, Vh = vh @ right, s descending in float64.
+
+    left [*b, m, p], u [*b, p, q], s [*b, q], vh [*b, q, p'], right [*b, p', n].
+    """
+
+    left: Array
+    u: Array
+    s: Array
+    vh: Array
+    right: Array
+
+    def truncated(self, rank: int) -> LowRank:
+        """The best approximation of this rank, sqrt(s) on each side (Eckart-Young-Mirsky).
+
+        Signs are fixed: the largest entry of every column of B is positive.
+        """
+        root = self.s[..., :rank] ** 0.5
+        B = lift(self.left, self.u[..., :, :rank] * root[..., None, :])
+        A = lift(self.right.mT, (self.vh[..., :rank, :] * root[..., :, None]).mT).mT
+        sign = _signs(B)
+        return LowRank(A=A * sign[..., :, None], B=B * sign[..., None, :])
+
+    def scaled(self, factor: float) -> "Spectrum":
+        """The thin SVD of factor * dW; the sign of the factor goes to U."""
+        u = self.u if factor >= 0 else -self.u
+        return Spectrum(self.left, u, self.s * abs(factor), self.vh, self.right)
+
+
+def lift(columns: Array, mix: Array) -> Array:
+    """Columns @ mix, computed and returned in the dtype of columns."""
+    return columns @ like(mix, columns)
+
+
+def decompose(update: LowRank) -> Spectrum:
+    """The exact thin SVD of B @ A, with as many singular values as B @ A can have.
+
+    A batch takes the road of its most difficult item; on the CPU a batch is one module.
+    """
+    out, into = _basis(update.B), _basis(update.A.mT)
+    core = out.coefficients @ into.coefficients.mT
+    U, s, Vh = namespace(core).linalg.svd(core, full_matrices=False)
+    return Spectrum(out.columns, out.mix @ U, s, Vh @ into.mix.mT, into.columns.mT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """X [*b, d, K] = Q C, with Q = columns @ mix orthonormal and C = coefficients in float64."""
+
+    columns: Array
+    mix: Array
+    coefficients: Array
+
+
+def _basis(X: Array) -> _Basis:
+    rows, columns = X.shape[-2:]
+    if columns > QR_SHARE * rows:
+        return _by_qr(X)
+    return _by_cholesky(X) or _by_eigenvectors(X) or _by_qr(X)
+
+
+def _by_cholesky(X: Array) -> _Basis | None:
+    """Q = X N^-1 L^-T, from G = X^T X = N L L^T N with N the column norms; None if unsafe."""
+    xp = namespace(X)
+    G = gram(X)
+    squares = xp.linalg.diagonal(G)
+    if not bool(xp.all(squares > TINY)):
+        return None
+    norms = squares**0.5
+    L, ok = kernels(X).cholesky(G / (norms[..., :, None] * norms[..., None, :]))
+    if not bool(xp.all(ok)) or not bool(xp.all(xp.linalg.diagonal(L) > CHOLESKY_PIVOT)):
+        return None
+    mix = xp.linalg.inv(L).mT / norms[..., :, None]
+    return _Basis(X, mix, L.mT * norms[..., None, :])
+
+
+def _by_eigenvectors(X: Array) -> _Basis | None:
+    """The same in float64 with G = E diag(w) E^T, null directions cut; None if w is ambiguous."""
+    xp = namespace(X)
+    X = double(X)
+    G = gram(X)
+    norms = xp.linalg.diagonal(G) ** 0.5
+    unit = xp.where(norms > 0, norms, xp.ones_like(norms))
+    values, E = xp.linalg.eigh(G / (unit[..., :, None] * unit[..., None, :]))
+    kept = values > SURE
+    if bool(xp.any((values > NULL) & ~kept)):
+        return None
+    zero = xp.zeros_like(values)
+    root = xp.where(kept, values, zero + 1) ** 0.5
+    mix = E * xp.where(kept, 1 / root, zero)[..., None, :] / unit[..., :, None]
+    coefficients = (E * xp.where(kept, root, zero)[..., None, :]).mT * norms[..., None, :]
+    return _Basis(X, mix, coefficients)
+
+
+def _by_qr(X: Array) -> _Basis:
+    xp = namespace(X)
+    Q, R = xp.linalg.qr(double(X))
+    return _Basis(Q, xp.eye(R.shape[-2], dtype=R.dtype, device=R.device), R)
+
+
+def _signs(B: Array) -> Array:
+    """+1 or -1 for each column: the sign of its entry of largest magnitude. [*b, r]"""
+    xp = namespace(B)
+    positive = xp.max(B, axis=-2) >= -xp.min(B, axis=-2)
+    return like(positive, B) * 2 - 1
+
+
+def randomized(update: LowRank, rank: int, oversample: int, power: int, seed: int) -> Spectrum:
+    """The range finder of Halko, Martinsson and Tropp (arXiv:0909.4061, algorithms 4.4 and 5.1).
+
+    Works on B @ A through its factors. Never nearer than `decompose`, and slower at LoRA's ranks.
+    """
+    xp = namespace(update.B)
+    B, A = double(update.B), double(update.A)
+    columns = min(rank + oversample, B.shape[-2], A.shape[-1])
+    Q = xp.linalg.qr(B @ (A @ kernels(A).gaussian(A, A.shape[-1], columns, seed)))[0]
+    for _ in range(power):
+        Q = xp.linalg.qr(A.mT @ (B.mT @ Q))[0]
+        Q = xp.linalg.qr(B @ (A @ Q))[0]
+    U, s, Vh = xp.linalg.svd((Q.mT @ B) @ A, full_matrices=False)
+    return Spectrum(Q, U, s, xp.eye(s.shape[-1], dtype=Vh.dtype, device=Vh.device), Vh)

@@ -1,0 +1,160 @@
+"""Options declared once: flags, recipe keys, docs rows and contract tests are read off them."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+
+import msgspec
+
+from loramerge.errors import UsageError
+
+__all__ = ["Count", "Factor", "Option", "Options", "Share", "build", "describe", "did_you_mean"]
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every options declaration: immutable, keyword-only, unknown names refused."""
+
+
+# Bounded numbers, for options that may also be None or a word.
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Factor: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One declared option: everything a flag, a docs row or a bad value in a test needs."""
+
+    name: str
+    type: type
+    default: Any
+    description: str
+    choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    repeated: bool = False
+    short: str | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def flag(self) -> str:
+        """The long flag: the name with dashes; one-letter names stay short."""
+        return (
+            f"-{self.name}"
+            if len(self.name) == 1
+            else "--" + self.name.strip("_").replace("_", "-")
+        )
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words, for help and errors."""
+        if self.choices:
+            return " | ".join(self.choices)
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        bounds = " and ".join(f"{signs[key]} {value:g}" for key, value in self.bounds.items())
+        return " | ".join([bounds or self.type.__name__, *self.words])
+
+
+def describe(options: type[Options]) -> list[Option]:
+    """Every option of a declaration, in its order."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(options)}
+    return [_option(name, hints[name], defaults[name]) for name in options.__struct_fields__]
+
+
+def _option(name: str, hint: Any, default: Any) -> Option:
+    meta = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, msgspec.Meta)), None)
+    found = _parts(hint)
+    bounds = {
+        key: value
+        for source in (meta, *found.metas)
+        for key in ("ge", "gt", "le", "lt")
+        if (value := getattr(source, key, None)) is not None
+    }
+    extra = (meta.extra if meta else None) or {}
+    return Option(
+        name=name,
+        type=next(iter(found.plain), str),
+        default=default,
+        description=(meta.description if meta else None) or "",
+        choices=found.words if not found.plain else (),
+        words=found.words if found.plain else (),
+        repeated=found.repeated,
+        short=extra.get("short"),
+        bounds=bounds,
+    )
+
+
+@dataclass
+class _Parts:
+    plain: list[type]
+    words: tuple[str, ...]
+    metas: list[msgspec.Meta]
+    repeated: bool
+
+
+def _parts(hint: Any) -> _Parts:
+    """Take a type hint apart: plain types, literal words, nested bounds, list or not."""
+    origin = get_origin(hint)
+    if origin is typing.Annotated:
+        inner = _parts(get_args(hint)[0])
+        inner.metas += [m for m in hint.__metadata__ if isinstance(m, msgspec.Meta)]
+        return inner
+    if origin in (types.UnionType, typing.Union):
+        parts = [_parts(arg) for arg in get_args(hint) if arg is not types.NoneType]
+        return _Parts(
+            [t for p in parts for t in p.plain],
+            tuple(w for p in parts for w in p.words),
+            [m for p in parts for m in p.metas],
+            any(p.repeated for p in parts),
+        )
+    if origin is Literal:
+        return _Parts([], tuple(str(word) for word in get_args(hint)), [], False)
+    if origin is tuple:
+        inner = _parts(get_args(hint)[0])
+        inner.repeated = True
+        return inner
+    return _Parts([hint], (), [], False)
+
+
+def build(
+    options: type[AnyOptions],
+    values: Mapping[str, object],
+    where: str,
+    also: typing.Collection[str] = (),
+) -> AnyOptions:
+    """Check values against a declaration; `where` names the command in the error.
+
+    `also` are further names the command knows, for the did-you-mean.
+
+    Raises UsageError that names the option, the bad value and the allowed range.
+    """
+    known = {option.name: option for option in describe(options)}
+    for name in values:
+        if name not in known:
+            close = did_you_mean(name, [*known, *also])
+            raise UsageError(
+                f"{where} has no option '{name}'.",
+                f"did you mean '{close}'?" if close else f"see: loramerge {where} --help",
+            )
+    try:
+        return msgspec.convert(dict(values), type=options)
+    except msgspec.ValidationError as error:
+        path = str(error).rpartition("`$.")[2].split("`")[0].split("[")[0]
+        option = known.get(path)
+        if option is None:
+            raise UsageError(f"{where}: {error}.") from None
+        raise UsageError(
+            f"{where}: {option.flag} is {values[path]!r}; it must be {option.range}.",
+            f"see: loramerge {where} --help",
+        ) from None
+
+
+def did_you_mean(name: str, known: typing.Iterable[str]) -> str | None:
+    """The closest known name, if one is close."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)

@@ -1,0 +1,111 @@
+"""The file of a result: each module written, read back as stored, and measured."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+
+from loramerge._lazy import np
+from loramerge.adapter import LowRank
+from loramerge.align import Aligned
+from loramerge.compute import encode
+from loramerge.errors import IncompatibleError, OutputError, listed
+from loramerge.io._layout import Part, Stored, Written
+from loramerge.io._source import decode, open_source
+from loramerge.io._write import start_file
+from loramerge.linalg.factors import compare, pad
+from loramerge.plan import Plan
+from loramerge.report import ModuleReport
+from loramerge.solve import read_target
+
+__all__ = ["Output"]
+
+
+class Output:
+    """An output file being filled, in any order and from any thread."""
+
+    def __init__(self, plan: Plan, ranks: Mapping[str, int], path: Path) -> None:
+        self.plan = plan
+        self.ranks = ranks
+        self.path = path
+        draft = plan.draft(ranks)
+        self.written: Written = plan.layout.write(draft)
+        self._modules = {module.name: module for module in draft.modules}
+        self._digests: dict[str, str] = {}
+        self._stored = {(s.module, s.part): s for s in self.written.tensors if s.part}
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._writer = start_file(self._descriptor, self.written)
+        for stored in self.written.tensors:
+            if stored.part is None:
+                self._put(stored, stored.constant)
+
+    def emit(self, module: Aligned, update: LowRank) -> ModuleReport:
+        """Write one module and measure it, as stored, against the exact weighted sum."""
+        target = read_target(self.plan, module)
+        rank = min(self.ranks[module.name], update.rank)
+        stored_rank = 0
+        if rank > 0:
+            stored = self._modules[module.name]
+            stored_rank, root = stored.rank, stored.scaling**0.5
+            update = pad(update, stored_rank)
+            A = self._part(module.name, "A", update.A / root) * root
+            update = LowRank(A, self._part(module.name, "B", update.B / root) * root)
+        near = compare(target, update)
+        numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
+        if not all(np.isfinite(numbers)):
+            raise self._not_finite(module, target)
+        return ModuleReport(module.name, module.ranks, rank, stored_rank, *numbers)
+
+    def close(self, pool: Executor) -> str:
+        """Read the whole file back, compare it with what was written; sha256 over all tensors.
+
+        Raises OutputError where a tensor reads back different.
+        """
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        source = open_source(self.path)
+        keys = sorted(source.tensors)
+        found = pool.map(lambda key: hashlib.sha256(source.read(key)).hexdigest(), keys)
+        wrong = [
+            key for key, digest in zip(keys, found, strict=True) if digest != self._digests[key]
+        ]
+        os.close(source.descriptor)
+        if wrong or len(keys) != len(self.written.tensors):
+            raise OutputError(
+                f"{self.path.name} reads back wrong: {listed(wrong)}.", "check the disk"
+            )
+        whole = [
+            [key, source.tensors[key].dtype, list(source.tensors[key].shape), self._digests[key]]
+            for key in keys
+        ]
+        return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
+
+    def _part(
+        self, module: str, part: Part, values: "np.typing.NDArray[np.floating]"
+    ) -> "np.typing.NDArray[np.floating]":
+        """Write one factor; returned as a reader will find it."""
+        stored = self._stored[module, part]
+        encoded = encode(values, stored.dtype)
+        self._put(stored, encoded.data.cast("B"))
+        return decode(encoded.tobytes(), stored.dtype, stored.key).reshape(values.shape)
+
+    def _put(self, stored: Stored, data: bytes | memoryview) -> None:
+        self._writer.write(stored.key, data)
+        self._digests[stored.key] = hashlib.sha256(data).hexdigest()
+
+    def _not_finite(self, module: Aligned, target: LowRank) -> IncompatibleError:
+        """Whose NaN or Inf it is: an input's, or one of the narrow output dtype."""
+        for adapter, member in zip(self.plan.adapters, module.members, strict=True):
+            if member is None:
+                continue
+            update = adapter.read(module.name)
+            if not (np.isfinite(update.A).all() and np.isfinite(update.B).all()):
+                return IncompatibleError(
+                    f"{adapter.reference}: {module.name} holds NaN or Inf.",
+                    "the training diverged, or the file is damaged; use an earlier checkpoint",
+                )
+        return IncompatibleError(
+            f"{module.name} overflows {self.plan.dtype}.", "store it with --save-dtype float32"
+        )

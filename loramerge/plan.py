@@ -1,0 +1,249 @@
+"""From a recipe and the headers of its adapters to what will be done; no tensor is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from loramerge.adapter import Adapter, Module
+from loramerge.align import Aligned, Alignment, align
+from loramerge.compute import save_dtype
+from loramerge.errors import IncompatibleError, UsageError, listed
+from loramerge.io._layout import Draft, Layout, Written
+from loramerge.io._open import layout
+from loramerge.io._write import file_size
+from loramerge.options import Options
+from loramerge.recipe import Recipe
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything decided before a tensor is read.
+
+    `ranks` are the kept ranks by module, where they follow from the headers; they are upper bounds
+    where `recipe.criterion` chooses them from singular values. `lossless` tells that nothing is
+    cut. `notes` are what a user must know: dropped, assumed, padded.
+    """
+
+    recipe: Recipe
+    options: Options
+    adapters: tuple[Adapter, ...]
+    alignment: Alignment
+    layout: Layout
+    dtype: str
+    ranks: Mapping[str, int]
+    uniform: bool
+    lossless: bool
+    notes: tuple[str, ...]
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether a first pass over all modules must come before the first value is written."""
+        return self.recipe.criterion is not None or self.scaled
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the length of the result follows from norms over the whole adapter."""
+        return self.recipe.scale in ("auto", "norm", "ls")
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the low-rank tensors to read."""
+        return sum(
+            adapter.source.tensors[key].nbytes
+            for module in self.alignment.modules
+            for adapter, member in zip(self.adapters, module.members, strict=True)
+            if member is not None
+            for key in (member.keys["A"], member.keys["B"])
+        )
+
+    def draft(self, ranks: Mapping[str, int]) -> Draft:
+        """The result with these ranks: padded to one where the form is uniform, empty ones gone."""
+        kept = [module for module in self.alignment.modules if ranks[module.name] > 0]
+        highest = max((ranks[module.name] for module in kept), default=1)
+        modules = tuple(
+            _module(module, highest if self.uniform else ranks[module.name], highest, self.dtype)
+            for module in kept
+        )
+        extras = self.adapters[0].extras if self._carries_extras else ()
+        return Draft(modules, self.adapters, extras, self.uniform)
+
+    def written(self, ranks: Mapping[str, int]) -> Written:
+        """The file with these ranks, as the layout stores it."""
+        return self.layout.write(self.draft(ranks))
+
+    def file_size(self, ranks: Mapping[str, int]) -> int:
+        """Bytes of the weights file with these ranks."""
+        return file_size(self.written(ranks))
+
+    @property
+    def _carries_extras(self) -> bool:
+        same = self.layout.name == self.adapters[0].layout
+        return same and (len(self.adapters) == 1 or self.recipe.merge.extras == "first")
+
+
+def _module(module: Aligned, rank: int, alpha: int, dtype: str) -> Module:
+    """The module as stored. One alpha for all: consumers ignore or misread any other."""
+    return replace(module.model, rank=rank, scaling=alpha / rank, dtype=dtype, keys={})
+
+
+def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
+    """Check that the recipe fits the adapters, and decide ranks, layout, dtype.
+
+    Raises IncompatibleError or UsageError, before any tensor is read, for whatever does not fit.
+    """
+    notes = [f"{adapter.reference}: {note}" for adapter in adapters for note in adapter.assumed]
+    _check_variants(adapters)
+    notes += _check_extras(recipe, adapters)
+    notes += _check_bases(recipe, adapters)
+    settings = recipe.settings
+    alignment = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
+    notes += _left_out(alignment)
+    options = _resolved(recipe, alignment)
+    ranks, lossless, more = _ranks(recipe, options, alignment)
+    notes += more
+    target = _layout(recipe, adapters)
+    per_module = recipe.criterion is not None and not (
+        settings.allocate in (None, "uniform") and settings.size is not None
+    )
+    uniform = settings.layout == "uniform" if settings.layout else not per_module
+    dtypes = {dtype for adapter in adapters for dtype in adapter.dtypes}
+    plan = Plan(
+        recipe=recipe,
+        options=options,
+        adapters=tuple(adapters),
+        alignment=alignment,
+        layout=target,
+        dtype=save_dtype(settings.save_dtype, dtypes),
+        ranks=ranks,
+        uniform=uniform,
+        lossless=lossless,
+        notes=tuple(notes),
+    )
+    smallest = plan.file_size({module.name: 1 for module in alignment.modules})
+    if recipe.criterion and recipe.criterion.size and smallest > recipe.criterion.size:
+        raise UsageError(
+            f"--size {settings.size} is below the {smallest:,} bytes of one rank per module.",
+            f"ask for at least --size {smallest}",
+        )
+    return plan
+
+
+def _check_variants(adapters: Sequence[Adapter]) -> None:
+    found = [(adapter, variant) for adapter in adapters for variant in adapter.variants]
+    if found:
+        reasons = "; ".join(f"{a.reference} is {v.name}: {v.reason}" for a, v in found)
+        raise IncompatibleError(f"{reasons}.", found[0][1].hint)
+
+
+def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
+    holders = [adapter for adapter in adapters if adapter.extras]
+    if not holders:
+        return []
+    what = "; ".join(
+        f"{a.reference} holds {len(a.extras)} tensors beside its LoRA "
+        f"({listed([f'{extra.key}: {extra.role}' for extra in a.extras], 3)})"
+        for a in holders
+    )
+    if recipe.settings.to not in ("same", adapters[0].layout):
+        raise IncompatibleError(
+            f"{what}, which {recipe.settings.to} cannot hold.", "leave out --to"
+        )
+    if len(adapters) == 1:
+        return [f"carried unchanged: {listed([extra.key for extra in adapters[0].extras])}"]
+    if recipe.merge.extras == "error":
+        raise IncompatibleError(
+            f"{what}; a sum of updates has no place for them.",
+            "--extras first keeps the first adapter's, --extras drop leaves them out",
+        )
+    taken = adapters[0].extras if recipe.merge.extras == "first" else ()
+    dropped = [
+        f"{a.reference}: {extra.key}"
+        for position, a in enumerate(adapters)
+        for extra in a.extras
+        if position or not taken
+    ]
+    notes = (
+        [f"carried from {adapters[0].reference}: {listed([e.key for e in taken])}"] if taken else []
+    )
+    return notes + ([f"dropped: {listed(dropped)}"] if dropped else [])
+
+
+def _check_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
+    named = {a.base_model for a in adapters if a.base_model}
+    if len(named) < 2 or recipe.merge.base_mismatch == "ignore":
+        return []
+    message = f"the adapters name different base models: {listed(sorted(named))}"
+    if recipe.merge.base_mismatch == "error":
+        raise IncompatibleError(f"{message}.", "--base-mismatch warn merges them all the same")
+    return [message]
+
+
+def _left_out(alignment: Alignment) -> list[str]:
+    notes = []
+    if alignment.excluded:
+        notes.append(f"left out by --include/--exclude: {listed(list(alignment.excluded))}")
+    if alignment.skipped:
+        notes.append(f"left out, not in every adapter: {listed(list(alignment.skipped))}")
+    if alignment.partial:
+        notes.append(
+            f"{len(alignment.partial)} modules are not in every adapter and count as zero there: "
+            f"{listed(list(alignment.partial), 3)}"
+        )
+    return notes
+
+
+def _resolved(recipe: Recipe, alignment: Alignment) -> Options:
+    """The method's options with a default rank option filled in: the largest input rank."""
+    name = recipe.method.rank_option
+    if name is None or getattr(recipe.options, name) is not None:
+        return recipe.options
+    return msgspec.structs.replace(recipe.options, **{name: _largest(alignment)})
+
+
+def _largest(alignment: Alignment) -> int:
+    return max(rank for module in alignment.modules for rank in module.ranks)
+
+
+def _ranks(
+    recipe: Recipe, options: Options, alignment: Alignment
+) -> tuple[dict[str, int], bool, list[str]]:
+    """Kept rank by module, whether nothing is cut, and notes."""
+    own = getattr(options, recipe.method.rank_option) if recipe.method.rank_option else None
+    caps = {
+        module.name: module.cap if own is None else min(own, sum(module.ranks))
+        for module in alignment.modules
+    }
+    asked = recipe.settings.rank
+    if recipe.criterion is not None or asked == "full":
+        return caps, recipe.criterion is None, []
+    limit = asked if isinstance(asked, int) else own or _largest(alignment)
+    ranks = {name: min(limit, cap) for name, cap in caps.items()}
+    notes = []
+    highest = max(ranks.values())
+    wanted = own if own is not None and asked is None else limit
+    if highest < wanted:
+        notes.append(f"rank {highest} is all there is; {wanted} was asked for")
+    short = [name for name, rank in ranks.items() if rank < highest]
+    if short and own is not None:
+        notes.append(f"{len(short)} modules have fewer than {highest} components; all are kept")
+    return ranks, ranks == caps, notes
+
+
+def _layout(recipe: Recipe, adapters: Sequence[Adapter]) -> Layout:
+    found = {adapter.layout for adapter in adapters}
+    if recipe.settings.to == "same":
+        if len(found) > 1:
+            raise IncompatibleError(
+                f"The adapters are in different layouts: {listed(sorted(found))}."
+            )
+        return layout(found.pop())
+    target = layout(recipe.settings.to)
+    if found != {target.name}:
+        raise UsageError(
+            f"--to {target.name}: module names of {found.pop()} cannot be translated yet.",
+            "leave --to out",
+        )
+    return target

@@ -1,0 +1,102 @@
+"""From a plan to what stands on disk: where, under which name, with which files beside it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from loramerge.adapter import Adapter
+from loramerge.card import card
+from loramerge.engine import run
+from loramerge.errors import OutputError
+from loramerge.events import Listener, silent
+from loramerge.io._write import check_free, staged
+from loramerge.plan import Plan
+from loramerge.report import Report, source_name
+
+__all__ = ["default_name", "destination", "publish"]
+
+WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "loramerge.json"
+
+
+def destination(plan: Plan, out: str | None, force: bool) -> Path:
+    """Where the result goes; checked before anything is computed.
+
+    Raises OutputError where something stands there already, or where it would replace an input.
+    """
+    path = Path(out) if out is not None else Path(default_name(plan))
+    final = path.expanduser()
+    for adapter in plan.adapters:
+        taken = Path(adapter.reference).expanduser().resolve()
+        if (
+            final.resolve() in (taken, *taken.parents)
+            or adapter.source.path.resolve() == final.resolve()
+        ):
+            raise OutputError(
+                f"{out or final} would replace the input {adapter.reference}.", "choose another -o"
+            )
+    check_free(final, force)
+    return final
+
+
+def default_name(plan: Plan) -> str:
+    """A deterministic name in the current directory: inputs, method, and what bounds the rank."""
+    recipe = plan.recipe
+    stems = [_stem(adapter) for adapter in plan.adapters]
+    name = "+".join(stems)
+    if len(stems) > 3:
+        name = f"{recipe.method.name}-{len(stems)}-{_fingerprint(plan.adapters)}"
+    elif recipe.method.takes == "many" and recipe.method.rank_option is None:
+        name = f"{name}-{recipe.method.name}"
+    return name + _bound(plan) + ("" if plan.layout.directory else ".safetensors")
+
+
+def _stem(adapter: Adapter) -> str:
+    path = Path(adapter.reference).expanduser().resolve()
+    if path.name == WEIGHTS:
+        path = path.parent
+    return path.name.removesuffix(".safetensors")
+
+
+def _bound(plan: Plan) -> str:
+    settings, option = plan.recipe.settings, plan.recipe.method.rank_option
+    if settings.energy is not None:
+        return f"-e{settings.energy:g}"
+    if settings.max_error is not None:
+        return f"-err{settings.max_error:g}"
+    if settings.size is not None:
+        return f"-{settings.size}"
+    if settings.rank == "full":
+        return "-full"
+    if option is not None and settings.rank is None:
+        return f"-{option}{getattr(plan.options, option)}"
+    return f"-r{max(plan.ranks.values())}"
+
+
+def _fingerprint(adapters: Sequence[Adapter]) -> str:
+    """Eight digits over references and headers, in order."""
+    facts = [
+        [source_name(a), {k: [t.dtype, t.shape] for k, t in a.source.tensors.items()}]
+        for a in adapters
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+
+
+def publish(plan: Plan, final: Path, force: bool, listen: Listener = silent) -> Report:
+    """Compute a plan into `final`: all of it, or nothing."""
+    with staged(final, force) as directory:
+        return compute_into(plan, directory, final.name, listen)
+
+
+def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Report:
+    """Compute a plan into an empty directory, with the files that belong beside the weights."""
+    single = name.endswith(".safetensors")
+    report = run(plan, directory / (name if single else WEIGHTS), listen)
+    if not single:
+        for companion, content in report.companions.items():
+            (directory / companion).write_bytes(content)
+        text = json.dumps(report.as_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        (directory / PROVENANCE).write_text(text, encoding="utf-8")
+        (directory / "README.md").write_text(card(report), encoding="utf-8")
+    return report

@@ -1,0 +1,157 @@
+"""Who offers what: methods and layouts are found by their file names, never listed by hand."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from loramerge.adapter import LowRank, Updates
+from loramerge.errors import UsageError
+from loramerge.linalg.scales import ScaleName
+from loramerge.linalg.spectrum import Spectrum
+from loramerge.options import Options, did_you_mean
+
+__all__ = ["Method", "Preset", "compressor", "layout_names", "load", "merger", "method", "methods"]
+
+Rule: TypeAlias = Callable[[Updates, Any], LowRank | Spectrum]
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method: the rule, its options, and what help, docs and the engine must know.
+
+    `takes` says whether it merges many adapters or compresses one; `scale` is its own default for
+    --scale. `rank_option` names the option that fixes the rank of its result (cluster's k), and
+    `paper_scale` gives the factor its paper puts on a module's result, where there is one. `exact`
+    says that the rule itself is the weighted sum, so that a measured error is what was cut.
+    """
+
+    name: str
+    rule: Rule
+    options: type[Options]
+    takes: Literal["many", "one"]
+    summary: str
+    paper: str
+    example: str
+    scale: ScaleName
+    presets: tuple["Preset", ...] = ()
+    rank_option: str | None = None
+    paper_scale: Callable[[Updates, Any], float] | None = None
+    exact: bool = False
+
+    @property
+    def documentation(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A name people search for: a method with some of its values set. Data, not code."""
+
+    name: str
+    values: Mapping[str, object]
+    summary: str
+
+
+_registered: dict[str, Method] = {}
+
+
+def merger(
+    name: str,
+    *,
+    paper: str,
+    options: type[Options],
+    example: str,
+    scale: ScaleName,
+    presets: tuple[Preset, ...] = (),
+    rank_option: str | None = None,
+    paper_scale: Callable[[Updates, Any], float] | None = None,
+    exact: bool = False,
+) -> Callable[[AnyRule], AnyRule]:
+    """Register a rule that merges the updates of many adapters into one."""
+
+    def register(rule: AnyRule) -> AnyRule:
+        _registered[name] = Method(
+            name=name,
+            rule=rule,
+            options=options,
+            takes="many",
+            summary=_first_line(rule),
+            paper=paper,
+            example=example,
+            scale=scale,
+            presets=presets,
+            rank_option=rank_option,
+            paper_scale=paper_scale,
+            exact=exact,
+        )
+        return rule
+
+    return register
+
+
+def compressor(
+    name: str, *, paper: str, options: type[Options], example: str
+) -> Callable[[AnyRule], AnyRule]:
+    """Register a rule that recomputes the update of one adapter."""
+
+    def register(rule: AnyRule) -> AnyRule:
+        _registered[name] = Method(
+            name=name,
+            rule=rule,
+            options=options,
+            takes="one",
+            summary=_first_line(rule),
+            paper=paper,
+            example=example,
+            scale="paper",
+            exact=True,
+        )
+        return rule
+
+    return register
+
+
+def _first_line(rule: Rule) -> str:
+    return (rule.__doc__ or "").strip().splitlines()[0]
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Every method by name, sorted; found by file name in `loramerge/algorithms`."""
+    for name in _public_modules("loramerge.algorithms"):
+        importlib.import_module(f"loramerge.algorithms.{name}")
+    return dict(sorted(_registered.items()))
+
+
+def method(name: str) -> Method:
+    """One method. Raises UsageError with the closest name when there is none."""
+    found = methods().get(name)
+    if found is None:
+        close = did_you_mean(name, methods())
+        raise UsageError(
+            f"There is no method '{name}'.",
+            f"did you mean '{close}'?" if close else "see: loramerge methods",
+        )
+    return found
+
+
+@cache
+def layout_names() -> tuple[str, ...]:
+    """Every layout by name; found by file name in `loramerge/io`."""
+    return _public_modules("loramerge.io")
+
+
+def load(layout: str) -> Any:
+    """The module of one layout."""
+    return importlib.import_module(f"loramerge.io.{layout}")
+
+
+def _public_modules(package: str) -> tuple[str, ...]:
+    path = importlib.import_module(package).__path__
+    names = (module.name for module in pkgutil.iter_modules(path))
+    return tuple(sorted(name for name in names if not name.startswith("_")))

@@ -1,0 +1,177 @@
+"""What a run did, measured on the file as written: data first, then JSON and Markdown."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from loramerge.adapter import Adapter
+from loramerge.plan import Plan
+
+__all__ = ["SCHEMA_VERSION", "ModuleReport", "Report"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReport:
+    """One module: ranks, and squared norms of the exact weighted sum, the result, and their gap."""
+
+    name: str
+    ranks: tuple[int, ...]
+    rank: int
+    stored_rank: int
+    target: float
+    result: float
+    inner: float
+    error: float
+
+    @property
+    def relative_error(self) -> float:
+        """||result - sum|| / ||sum||; infinite where the sum is zero and the result is not."""
+        if self.target > 0:
+            return math.sqrt(max(self.error, 0.0) / self.target)
+        return math.inf if self.error > 0 else 0.0
+
+    @property
+    def energy(self) -> float:
+        """The share of the sum's squared norm along the result; of a truncation, what it keeps."""
+        if self.target == 0 or self.result == 0:
+            return 1.0 if self.target == self.result else 0.0
+        return min(self.inner**2 / (self.target * self.result), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a user must know about one result.
+
+    `scale` is the factor on the merge before truncation, `others` what the other policies would
+    have been; `tensors_sha256` covers names, dtypes, shapes and bytes in name order.
+    """
+
+    plan: Plan
+    modules: tuple[ModuleReport, ...]
+    scale: float
+    others: Mapping[str, float]
+    sources_sha256: tuple[str, ...]
+    tensors_sha256: str
+    tensors: int
+    file_bytes: int
+    seconds: float
+    device: str
+    versions: Mapping[str, str]
+    companions: Mapping[str, bytes]
+
+    @property
+    def relative_error(self) -> float:
+        """The error of the whole adapter against the exact weighted sum."""
+        target = sum(module.target for module in self.modules)
+        return math.sqrt(max(sum(m.error for m in self.modules), 0.0) / target) if target else 0.0
+
+    @property
+    def energy(self) -> float:
+        """The retained energy of the whole adapter."""
+        target = sum(module.target for module in self.modules)
+        return sum(m.energy * m.target for m in self.modules) / target if target else 1.0
+
+    @property
+    def median_error(self) -> float:
+        """The median over modules of their relative errors."""
+        return median(module.relative_error for module in self.modules)
+
+    @property
+    def worst(self) -> ModuleReport:
+        """The module with the largest relative error."""
+        return max(self.modules, key=lambda module: module.relative_error)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Smallest and largest kept rank."""
+        kept = [module.rank for module in self.modules]
+        return min(kept), max(kept)
+
+    @property
+    def total(self) -> int:
+        """Modules of the inputs, those left out included."""
+        alignment = self.plan.alignment
+        return len(alignment.modules) + len(alignment.excluded) + len(alignment.skipped)
+
+    @property
+    def merged(self) -> int:
+        """Modules in the file."""
+        return len(self.modules) - len(self.empty)
+
+    @property
+    def empty(self) -> list[str]:
+        """Modules that kept no rank and are not in the file."""
+        return [module.name for module in self.modules if module.rank == 0]
+
+    @property
+    def padded(self) -> int:
+        """Modules stored with more ranks than they kept."""
+        return sum(0 < module.rank < module.stored_rank for module in self.modules)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was dropped, padded, assumed, left out."""
+        notes = list(self.plan.notes)
+        if self.empty:
+            notes.append(f"{len(self.empty)} modules kept no rank and are not in the file")
+        if self.padded:
+            notes.append(f"{self.padded} modules are zero-padded to the stored rank (exact)")
+        return notes
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object: no timestamps, no paths."""
+        plan = self.plan
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": plan.recipe.canonical(),
+            "layout": plan.layout.name,
+            "dtype": plan.dtype,
+            "device": self.device,
+            "versions": dict(self.versions),
+            "sources": [
+                {"name": source_name(adapter), "sha256": digest, "base_model": public_base(adapter)}
+                for adapter, digest in zip(plan.adapters, self.sources_sha256, strict=True)
+            ],
+            "scale": {"used": plan.recipe.scale, "factor": self.scale, "others": dict(self.others)},
+            "scale_assumed": any(adapter.scale_assumed for adapter in plan.adapters),
+            "modules_total": self.total,
+            "modules_merged": self.merged,
+            "rank": list(self.rank),
+            "relative_error": self.relative_error,
+            "median_error": _finite(self.median_error),
+            "retained_energy": self.energy,
+            "notes": self.notes,
+            "modules": [
+                {
+                    "name": m.name,
+                    "ranks": list(m.ranks),
+                    "rank": m.rank,
+                    "relative_error": _finite(m.relative_error),
+                    "retained_energy": round(m.energy, 9),
+                }
+                for m in self.modules
+            ],
+            "tensors_sha256": self.tensors_sha256,
+        }
+
+
+def _finite(value: float) -> float | None:
+    """A number JSON can hold."""
+    return value if math.isfinite(value) else None
+
+
+def source_name(adapter: Adapter) -> str:
+    """A reference without its local directory: what may be published."""
+    path = adapter.reference.rstrip("/")
+    return path.rpartition("/")[2] or path
+
+
+def public_base(adapter: Adapter) -> str | None:
+    """The base model where it names one on the Hub; local paths are nobody's business."""
+    base = adapter.base_model
+    local = base is None or base.startswith(("/", ".", "~")) or base.count("/") > 1 or "\\" in base
+    return None if local else base

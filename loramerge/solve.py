@@ -1,0 +1,131 @@
+"""One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from loramerge.adapter import Array, LowRank, Updates
+from loramerge.align import Aligned
+from loramerge.compute import Compute, out_of_memory
+from loramerge.linalg.factors import compare, concat, norm, scale
+from loramerge.linalg.scales import Totals
+from loramerge.linalg.spectrum import Spectrum, decompose
+from loramerge.plan import Plan
+
+__all__ = ["Solved", "batches", "read_target", "solve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The result for one module: numpy factors, no batch dimension.
+
+    `singular_values` and `totals` are there if the plan must see the whole adapter first; the
+    update then has every rank it may keep, in decreasing order.
+    """
+
+    name: str
+    update: LowRank
+    singular_values: Array | None
+    totals: Totals | None
+
+
+def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
+    """Modules in groups that can be computed together: same shape, same ranks, same scalings."""
+    groups: dict[object, list[Aligned]] = {}
+    for module in plan.alignment.modules:
+        members = tuple(m and (m.rank, m.scaling) for m in module.members)
+        groups.setdefault((module.model.shape, members), []).append(module)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield tuple(group[start : start + size])
+
+
+def solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
+    """The results of a batch. A batch too large for the device is halved, down to one module."""
+    try:
+        return _solve(plan, compute, batch)
+    except Exception as error:
+        if len(batch) == 1 or not out_of_memory(error):
+            raise
+    half = len(batch) // 2
+    return solve(plan, compute, batch[:half]) + solve(plan, compute, batch[half:])
+
+
+def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
+    updates = _read(plan, compute, batch)
+    result = plan.recipe.method.rule(updates, plan.options)
+    result = _rescaled(plan, updates, result)
+    totals: list[Totals | None] = [None] * len(batch)
+    if plan.scaled:
+        totals = [*_totals(batch[0], updates, result)]
+    limit = plan.ranks[batch[0].name]
+    values: list[Array | None] = [None] * len(batch)
+    if plan.recipe.criterion is not None or isinstance(result, Spectrum) or result.rank > limit:
+        spectrum = result if isinstance(result, Spectrum) else decompose(result)
+        result = spectrum.truncated(limit)
+        values = list(compute.unload(spectrum.s[..., :limit]))
+    A, B = compute.unload(result.A), compute.unload(result.B)
+    return [
+        Solved(module.name, LowRank(A[i], B[i]), values[i], totals[i])
+        for i, module in enumerate(batch)
+    ]
+
+
+def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
+    factors, weights, scalings = [], [], []
+    for position, member in enumerate(batch[0].members):
+        if member is None:
+            continue
+        read = [plan.adapters[position].read(module.name) for module in batch]
+        factors.append(
+            LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
+        )
+        weights.append(plan.recipe.adapters[position].weight)
+        scalings.append(member.scaling)
+    rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
+    return Updates(tuple(factors), tuple(weights), tuple(scalings), rank, plan.recipe.settings.seed)
+
+
+def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRank | Spectrum:
+    """The factors known before the whole adapter is: --lambda, a numeric --scale, the paper's."""
+    recipe = plan.recipe
+    factor = recipe.merge.lambda_
+    if isinstance(recipe.scale, float | int):
+        factor *= recipe.scale
+    elif recipe.scale == "paper" and recipe.method.paper_scale is not None:
+        factor *= recipe.method.paper_scale(updates, plan.options)
+    if factor == 1:
+        return result
+    return result.scaled(factor) if isinstance(result, Spectrum) else scale(result, factor)
+
+
+def _totals(model: Aligned, updates: Updates, result: LowRank | Spectrum) -> list[Totals]:
+    """What the scale policies need of each module: norms of the parts, the sum and the result."""
+    whole = result.truncated(result.s.shape[-1]) if isinstance(result, Spectrum) else result
+    near = compare(concat(updates.factors, updates.weights), whole)
+    norms = iter(zip(updates.factors, updates.weights, strict=True))
+    parts = [None if member is None else _square(*next(norms)) for member in model.members]
+    return [
+        Totals(
+            parts=tuple(0.0 if part is None else float(part[i]) for part in parts),
+            target=float(near.target[i]),
+            result=float(near.result[i]),
+            inner=float(near.inner[i]),
+        )
+        for i in range(near.target.shape[0])
+    ]
+
+
+def _square(update: LowRank, weight: float) -> Array:
+    return weight**2 * norm(update) ** 2
+
+
+def read_target(plan: Plan, module: Aligned) -> LowRank:
+    """The exact weighted sum of one module, as factors, straight from the files."""
+    present = [
+        (adapter.read(module.name), named.weight)
+        for adapter, named, member in zip(
+            plan.adapters, plan.recipe.adapters, module.members, strict=True
+        )
+        if member is not None
+    ]
+    return concat([update for update, _ in present], [weight for _, weight in present])
