@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "load", "names", "public", "run"]
 
-Input: TypeAlias = "str | Path | Adapter | Result"
-
 
 class Result:
     """A computed adapter, held in a temporary directory until it is saved or let go."""
@@ -50,6 +48,9 @@ class Result:
                 for file in made.iterdir():
                     shutil.copyfile(file, directory / file.name)
         return final
+
+
+Input: TypeAlias = str | Path | Adapter | Result
 
 
 def run(
