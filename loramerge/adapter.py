@@ -54,7 +54,9 @@ class Updates:
 
     `factors` hold the adapters that have the module, in the user's order, `weights` their weights
     and `scalings` the files' own factors, which are folded into each B already. `rank` is the rank
-    the output will be cut to (None where it is chosen later), `seed` the user's.
+    the output will be cut to (None where it is chosen later), `seed` the user's. `keys` are what
+    random masks are drawn from: for each adapter one number per batch item, made of seed, position
+    of the adapter and name of the module, so that no batch or tile changes a mask.
     """
 
     factors: tuple[LowRank, ...]
@@ -62,6 +64,7 @@ class Updates:
     scalings: tuple[float, ...]
     rank: int | None = None
     seed: int = 0
+    keys: tuple[tuple[int, ...], ...] = ()
 
     @property
     def mean_rank(self) -> float:

@@ -1,5 +1,6 @@
 """One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,8 @@ def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solve
 
 
 def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
-    factors, weights, scalings = [], [], []
+    settings = plan.recipe.settings
+    factors, weights, scalings, keys = [], [], [], []
     for position, member in enumerate(batch[0].members):
         if member is None:
             continue
@@ -81,8 +83,21 @@ def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
         )
         weights.append(plan.recipe.adapters[position].weight)
         scalings.append(member.scaling)
+        keys.append(tuple(_key(settings.seed, position, module.name) for module in batch))
     rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
-    return Updates(tuple(factors), tuple(weights), tuple(scalings), rank, plan.recipe.settings.seed)
+    return Updates(
+        factors=tuple(factors),
+        weights=tuple(weights),
+        scalings=tuple(scalings),
+        rank=rank,
+        seed=settings.seed,
+        keys=tuple(keys),
+    )
+
+
+def _key(seed: int, position: int, name: str) -> int:
+    """A 32-bit number that names one module of one adapter under one seed."""
+    return zlib.crc32(f"{seed}/{position}/{name}".encode())
 
 
 def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRank | Spectrum:
