@@ -27,6 +27,7 @@ __all__ = [
     "TensorSource",
     "Updates",
     "Variant",
+    "source_name",
 ]
 
 Kind: TypeAlias = Literal["linear", "embedding", "conv"]
@@ -190,3 +191,9 @@ class Adapter:
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes its low-rank tensors are stored in, sorted."""
         return tuple(sorted({module.dtype for module in self.modules.values()}))
+
+
+def source_name(adapter: Adapter) -> str:
+    """A reference without its local directory: what may be published."""
+    path = adapter.reference.rstrip("/")
+    return path.rpartition("/")[2] or path

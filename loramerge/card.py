@@ -2,7 +2,8 @@
 
 import json
 
-from loramerge.report import Report, public_base, source_name
+from loramerge.adapter import source_name
+from loramerge.report import Report, public_base
 
 __all__ = ["card"]
 

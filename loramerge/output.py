@@ -31,7 +31,7 @@ class Output:
         self.ranks = ranks
         self.path = path
         draft = plan.draft(ranks)
-        self.written: Written = plan.layout.write(draft)
+        self.written: Written = plan.written(ranks)
         self._modules = {module.name: module for module in draft.modules}
         self._digests: dict[str, str] = {}
         self._stored = {(s.module, s.part): s for s in self.written.tensors if s.part}

@@ -1,11 +1,13 @@
 """From a recipe and the headers of its adapters to what will be done; no tensor is read."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from loramerge.adapter import Adapter, Module
+from loramerge._version import __version__
+from loramerge.adapter import Adapter, Module, source_name
 from loramerge.align import Aligned, Alignment, align
 from loramerge.compute import save_dtype
 from loramerge.errors import IncompatibleError, UsageError, listed
@@ -71,8 +73,15 @@ class Plan:
         return Draft(modules, self.adapters, extras, self.uniform)
 
     def written(self, ranks: Mapping[str, int]) -> Written:
-        """The file with these ranks, as the layout stores it."""
-        return self.layout.write(self.draft(ranks))
+        """The file with these ranks, as the layout stores it, and how it was made in its header."""
+        written = self.layout.write(self.draft(ranks))
+        facts = {
+            "recipe": self.recipe.canonical(),
+            "sources": [source_name(adapter) for adapter in self.adapters],
+            "version": __version__,
+        }
+        made = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return replace(written, metadata={**written.metadata, "loramerge": made})
 
     def file_size(self, ranks: Mapping[str, int]) -> int:
         """Bytes of the weights file with these ranks."""

@@ -5,14 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from loramerge.adapter import Adapter
+from loramerge.adapter import Adapter, source_name
 from loramerge.card import card
 from loramerge.engine import run
 from loramerge.errors import OutputError
 from loramerge.events import Listener, silent
 from loramerge.io._write import check_free, staged
 from loramerge.plan import Plan
-from loramerge.report import Report, source_name
+from loramerge.report import Report
 
 __all__ = ["default_name", "destination", "publish"]
 

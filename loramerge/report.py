@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from loramerge.adapter import Adapter
+from loramerge.adapter import Adapter, source_name
 from loramerge.plan import Plan
 
 __all__ = ["SCHEMA_VERSION", "ModuleReport", "Report"]
@@ -162,12 +162,6 @@ class Report:
 def _finite(value: float) -> float | None:
     """A number JSON can hold."""
     return value if math.isfinite(value) else None
-
-
-def source_name(adapter: Adapter) -> str:
-    """A reference without its local directory: what may be published."""
-    path = adapter.reference.rstrip("/")
-    return path.rpartition("/")[2] or path
 
 
 def public_base(adapter: Adapter) -> str | None:
