@@ -10,9 +10,6 @@ from loramerge.linalg.kernels import double, gram, kernels, like, namespace
 from loramerge.options import Count, Options
 from loramerge.registry import merger
 
-# scikit-learn's restarts: 10 give 3 % less inertia than one, and points reduced to their Gram
-# matrix make them cheap.
-RESTARTS = 10
 # MSUs with less than this share of the largest energy are zero ranks; they join no cluster.
 ZERO = 1e-24
 
@@ -41,6 +38,10 @@ class ClusterOptions(Options, frozen=True):
             "linf is what published implementations do."
         ),
     ] = "linf"
+    restarts: Annotated[
+        Count,
+        Meta(description="Runs of k-means from new starts; the one of least inertia is kept."),
+    ] = 10
 
 
 def output_reweighting(updates: Updates, options: ClusterOptions) -> float:
@@ -77,7 +78,7 @@ def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
     xp = namespace(pooled.B)
     G = gram(pooled.A.mT) + gram(pooled.B)
     sign = _aligned(G)
-    members = _members(G * sign[..., :, None] * sign[..., None, :], options.k, updates.seed)
+    members = _members(G * sign[..., :, None] * sign[..., None, :], options, updates.seed)
     # Members that point away from their centroid are turned round, and the mean is taken again.
     inner = xp.sum((G @ (members * sign[..., :, None])) * members, axis=-1)
     sign = xp.where(inner * sign < 0, -sign, sign)
@@ -87,19 +88,20 @@ def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
     return _reweighted(centroids, pooled, members / sizes[..., None, :], options.reweight)
 
 
-def _members(G: Array, k: int | None, seed: int) -> Array:
+def _members(G: Array, options: ClusterOptions, seed: int) -> Array:
     """Membership [*b, M, k] from k-means on points whose inner products are G."""
     xp = namespace(G)
     count = G.shape[-1]
+    k = min(options.k or count, count)
     energy = xp.linalg.diagonal(G)
     live = like(energy > ZERO * xp.sum(energy, axis=-1)[..., None], G)
-    if k is None or k >= count:
+    if k == count:
         labels = xp.broadcast_to(xp.arange(count, device=G.device), energy.shape)
     else:
         values, vectors = xp.linalg.eigh(G)
         points = vectors * (xp.clip(values, min=0.0) ** 0.5)[..., None, :]
-        labels, _ = kernels(G).kmeans(points * live[..., :, None], k, seed, RESTARTS)
-    clusters = xp.arange(min(k or count, count), device=G.device)
+        labels, _ = kernels(G).kmeans(points * live[..., :, None], k, seed, options.restarts)
+    clusters = xp.arange(k, device=G.device)
     return like(labels[..., None] == clusters, G) * live[..., :, None]
 
 
