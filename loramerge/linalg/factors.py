@@ -52,10 +52,14 @@ def pad(update: LowRank, rank: int) -> LowRank:
 
 
 def norm(update: LowRank) -> Array:
-    """||B @ A||_F, in float64. [*b]"""
-    xp = namespace(update.B)
-    total: Array = xp.sum(gram(update.B) * gram(update.A.mT), axis=(-2, -1))
-    return xp.clip(total, min=0.0) ** 0.5  # type: ignore[no-any-return]
+    """||B @ A||_F, in float64. [*b]
+
+    As `compare` does it: an update whose own terms cancel, such as [B, -B0] with B near B0, has a
+    norm far below the rounding of a float32 Gram matrix.
+    """
+    nothing = LowRank(update.A[..., :0, :], update.B[..., :0])
+    root: Array = compare(update, nothing).target ** 0.5
+    return root
 
 
 def compare(target: LowRank, result: LowRank) -> Closeness:
