@@ -8,6 +8,7 @@ merged.save("out/")
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,21 +32,22 @@ __all__ = ["Result", "load", "names", "public", "run"]
 class Result:
     """A computed adapter, held in a temporary directory until it is saved or let go."""
 
-    def __init__(self, files: "tempfile.TemporaryDirectory[str]", adapter: Adapter) -> None:
+    def __init__(self, files: Path, adapter: Adapter) -> None:
         self._files = files
         self.adapter = adapter
+        weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write to a directory, or to one file where the path ends in .safetensors.
 
         Raises OutputError where something stands there and `force` is not set.
         """
-        final, made = Path(path), Path(self._files.name)
+        final = Path(path)
         with staged(final, force) as directory:
             if final.suffix == ".safetensors":
                 shutil.copyfile(self.adapter.source.path, directory / final.name)
             else:
-                for file in made.iterdir():
+                for file in self._files.iterdir():
                     shutil.copyfile(file, directory / file.name)
         return final
 
@@ -71,10 +73,14 @@ def run(
         raise UsageError(f"{len(factors)} weights for {len(opened)} adapters.")
     named = [Named(a.reference, float(w)) for a, w in zip(opened, factors, strict=True)]
     plan = make_plan(make_recipe(method, named, values), opened)
-    files = tempfile.TemporaryDirectory(prefix="loramerge-")
-    name = WEIGHTS if not plan.layout.directory else "result"
-    report = compute_into(plan, Path(files.name), name, lambda event: None)
-    return Result(files, load(str(Path(files.name) / WEIGHTS))), report
+    files = Path(tempfile.mkdtemp(prefix="loramerge-"))
+    try:
+        name = WEIGHTS if not plan.layout.directory else "result"
+        report = compute_into(plan, files, name, lambda event: None)
+        return Result(files, load(str(files / WEIGHTS))), report
+    except BaseException:
+        shutil.rmtree(files)
+        raise
 
 
 def _opened(one: Any) -> Adapter:
