@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 Pair = tuple[np.ndarray, np.ndarray]
 PREFIX = "base_model.model."
@@ -96,3 +96,17 @@ def save(
     rounded = {key: torch.tensor(x).to(torch.bfloat16) for key, x in tensors.items()}
     exact = {key: torch.tensor(x) for key, x in (kept or {}).items()}
     save_torch({**rounded, **exact}, file, facts)
+
+
+def read_deltas(path: Path) -> dict[str, np.ndarray]:
+    """Delta weights of a PEFT directory in float64, as PEFT computes them for Linear layers."""
+    config = json.loads((path / "adapter_config.json").read_text())
+    stored = load_file(path / "adapter_model.safetensors")
+    deltas = {}
+    for key, A in stored.items():
+        if key.endswith(".lora_A.weight"):
+            stem = key.removesuffix(".lora_A.weight")
+            B = stored[f"{stem}.lora_B.weight"].astype(np.float64)
+            scaling = config["lora_alpha"] / A.shape[0]
+            deltas[stem.removeprefix(PREFIX)] = scaling * (B @ A.astype(np.float64))
+    return deltas
