@@ -191,37 +191,58 @@ def write(draft: Draft) -> Written:
     for extra in draft.extras:
         data = source.read(extra.key)
         tensors.append(Stored(extra.key, extra.info.dtype, extra.info.shape, constant=data))
-    config = _config(draft)
+    # Sorted, but not inside: the order of a rank_pattern has a meaning.
+    config = dict(sorted(_config(draft).items()))
     facts = {name: config[name] for name in ("fan_in_fan_out", "lora_alpha", "r", "rank_pattern")}
     return Written(
         tensors=tuple(tensors),
         metadata={
             "format": "pt",
-            "lora_adapter_metadata": json.dumps(facts, sort_keys=True, separators=(",", ":")),
+            "lora_adapter_metadata": json.dumps(facts, separators=(",", ":")),
         },
-        companions={
-            "adapter_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        },
+        companions={"adapter_config.json": (json.dumps(config, indent=2) + "\n").encode()},
     )
 
 
 def _config(draft: Draft) -> dict[str, Any]:
-    # A pattern is searched as a regular expression at the end of the path, first match first:
-    # longer paths come first, so that `lin` cannot catch `block.lin`.
-    ordered = sorted(draft.modules, key=lambda module: (-len(module.name), module.name))
-    patterns = {} if draft.uniform else {m.name: m.rank for m in ordered if m.rank != draft.rank}
+    patterns = {} if draft.uniform else _rank_pattern(draft)
     config = portable_config(
         rank=draft.rank,
         modules=[module.name for module in draft.modules],
         patterns=patterns,
         sources=[source.config for source in draft.sources],
     )
+    kept = set(config["target_modules"])
+    shadowed = {name for source in draft.sources for name in source.modules} - kept
+    if excluded := sorted(name for name in shadowed if not kept.isdisjoint(_tails(name))):
+        # PEFT takes a target for the end of a path, and would expect tensors for these too.
+        config["exclude_modules"] = excluded
     if draft.extras:
         source = draft.sources[0].config
         config["modules_to_save"] = source.get("modules_to_save")
         config["bias"] = source.get("bias", "none")
         config["trainable_token_indices"] = source.get("trainable_token_indices")
     return config
+
+
+def _rank_pattern(draft: Draft) -> dict[str, int]:
+    """Ranks by full path where they are not `r`, and where a shorter path would catch a module.
+
+    A pattern is a regular expression for the end of a path; the first that matches counts. So
+    longer paths come first, of equal ones that with fewer dots (each matches any character), and
+    `block.lin` is named, even if its rank is `r`, where `lin` is.
+    """
+    own = {module.name for module in draft.modules if module.rank != draft.rank}
+    named = [m for m in draft.modules if m.name in own or not own.isdisjoint(_tails(m.name))]
+    named.sort(key=lambda module: (-len(module.name), module.name.count("."), module.name))
+    plain = re.compile(r"[\w.-]+")
+    return {m.name if plain.fullmatch(m.name) else re.escape(m.name): m.rank for m in named}
+
+
+def _tails(name: str) -> list[str]:
+    """Every shorter path that `name` ends in."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(1, len(parts))]
 
 
 LAYOUT = Layout(
