@@ -114,6 +114,7 @@ def _greedy(
     total = sum(float((s**2).sum()) for s in spectra.values())
     kept = 0.0
     spent = 0
+    taken: list[str] = []
     budget = _parameters(spectra, cost, criterion, file_size)
     for _, index, name in sorted(scored):
         if budget is None and kept >= (criterion.kept_energy or 0) * total * (1 - 1e-12):
@@ -122,8 +123,12 @@ def _greedy(
             continue
         if index == ranks[name]:  # a module's ranks are taken in order
             ranks[name] += 1
+            taken.append(name)
             spent += cost[name]
             kept += float(spectra[name][index]) ** 2
+    # The header names every rank that differs, and only the file itself tells how long it gets.
+    while criterion.size is not None and taken and file_size(ranks) > criterion.size:
+        ranks[taken.pop()] -= 1
     return ranks
 
 
