@@ -57,7 +57,8 @@ class Updates:
     and `scalings` the files' own factors, which are folded into each B already. `rank` is the rank
     the output will be cut to (None where it is chosen later), `seed` the user's. `keys` are what
     random masks are drawn from: for each adapter one number per batch item, made of seed, position
-    of the adapter and name of the module, so that no batch or tile changes a mask.
+    of the adapter and name of the module, so that no batch or tile changes a mask. `gates` [*b, r]
+    are the magnitudes of each adapter's SoRA gates, folded into the factors; None without any.
     """
 
     factors: tuple[LowRank, ...]
@@ -66,6 +67,7 @@ class Updates:
     rank: int | None = None
     seed: int = 0
     keys: tuple[tuple[int, ...], ...] = ()
+    gates: tuple[Array | None, ...] = ()
 
     @property
     def mean_rank(self) -> float:
@@ -115,7 +117,9 @@ class Module:
 
     out_features m and in_features n describe B @ A, so a convolution counts
     n = channels * prod(kernel) and an embedding n = vocabulary size. `scaling` is the file's own
-    factor on B @ A (alpha / r, rsLoRA's alpha / sqrt(r), or 1).
+    factor on B @ A (alpha / r, rsLoRA's alpha / sqrt(r), or 1). `gates` are those of a SoRA
+    checkpoint, one per stored rank-1 term, dW = scaling * B diag(gates) A; terms whose gate is
+    zero are no part of the module and do not count in `rank`.
     """
 
     name: str
@@ -127,6 +131,7 @@ class Module:
     dtype: str
     keys: Mapping[str, str] = field(default_factory=dict)
     kernel: tuple[int, ...] = ()
+    gates: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -178,8 +183,11 @@ class Adapter:
         Scaling is folded into B here, once; it is folded nowhere else. A [r, n], B [m, r].
         """
         module = self.modules[name]
-        A = self.source.array(module.keys["A"]).reshape(module.rank, module.in_features)
-        B = self.source.array(module.keys["B"]).reshape(module.out_features, module.rank)
+        terms = len(module.gates) or module.rank
+        A = self.source.array(module.keys["A"]).reshape(terms, module.in_features)
+        B = self.source.array(module.keys["B"]).reshape(module.out_features, terms)
+        if module.gates:
+            A, B = _opened(A, B, module.gates)
         return LowRank(A, B if module.scaling == 1 else B * B.dtype.type(module.scaling))
 
     @property
@@ -191,6 +199,17 @@ class Adapter:
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes its low-rank tensors are stored in, sorted."""
         return tuple(sorted({module.dtype for module in self.modules.values()}))
+
+
+def _opened(A: Array, B: Array, gates: tuple[float, ...]) -> tuple[Array, Array]:
+    """Gates folded in, sqrt(|g|) on each side and the sign on B; closed ones removed."""
+    kept = [index for index, gate in enumerate(gates) if gate != 0]
+    A, B = A[kept], B[:, kept]
+    for place, index in enumerate(kept):
+        root = abs(gates[index]) ** 0.5
+        A[place] *= root
+        B[:, place] *= root if gates[index] > 0 else -root
+    return A, B
 
 
 def source_name(adapter: Adapter) -> str:

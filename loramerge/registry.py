@@ -27,6 +27,7 @@ class Method:
     --scale. `rank_option` names the option that fixes the rank of its result (cluster's k), and
     `paper_scale` gives the factor its paper puts on a module's result, where there is one. `exact`
     says that the rule itself is the weighted sum, so that a measured error is what was cut.
+    `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Method:
     rank_option: str | None = None
     paper_scale: Callable[[Updates, Any], float] | None = None
     exact: bool = False
+    chooses_rank: bool = False
 
     @property
     def documentation(self) -> str:
@@ -95,7 +97,7 @@ def merger(
 
 
 def compressor(
-    name: str, *, paper: str, options: type[Options], example: str
+    name: str, *, paper: str, options: type[Options], example: str, chooses_rank: bool = False
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that recomputes the update of one adapter."""
 
@@ -110,6 +112,7 @@ def compressor(
             example=example,
             scale="paper",
             exact=True,
+            chooses_rank=chooses_rank,
         )
         return rule
 

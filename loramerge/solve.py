@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from loramerge._lazy import np
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute, out_of_memory
@@ -73,7 +74,7 @@ def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solve
 
 def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
     settings = plan.recipe.settings
-    factors, weights, scalings, keys = [], [], [], []
+    factors, weights, scalings, keys, gates = [], [], [], [], []
     for position, member in enumerate(batch[0].members):
         if member is None:
             continue
@@ -83,6 +84,7 @@ def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
         )
         weights.append(plan.recipe.adapters[position].weight)
         scalings.append(member.scaling)
+        gates.append(_gates(plan, position, batch, compute) if member.gates else None)
         keys.append(tuple(_key(settings.seed, position, module.name) for module in batch))
     rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
     return Updates(
@@ -92,7 +94,15 @@ def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
         rank=rank,
         seed=settings.seed,
         keys=tuple(keys),
+        gates=tuple(gates),
     )
+
+
+def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute) -> Array:
+    """The magnitudes of the open gates of one adapter. [b, r]"""
+    members = [plan.adapters[position].modules[module.name] for module in batch]
+    rows = [np.asarray([abs(gate) for gate in m.gates if gate], np.float64) for m in members]
+    return compute.load(rows)
 
 
 def _key(seed: int, position: int, name: str) -> int:
