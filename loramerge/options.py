@@ -1,5 +1,6 @@
 """Options declared once: flags, recipe keys, docs rows and contract tests are read off them."""
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -23,11 +24,17 @@ Factor: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+METAVARS: Mapping[type, str] = {int: "N", float: "X"}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One declared option: everything a flag, a docs row or a bad value in a test needs."""
+    """One declared option: everything a flag, a docs row or a bad value in a test needs.
+
+    What a type cannot say stands in `Meta(extra=...)`: `short` flag, `group` it is listed under
+    (none: a method's own), `metavar` and, in words, what is `expected`.
+    """
 
     name: str
     type: type
@@ -36,8 +43,11 @@ class Option:
     choices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     repeated: bool = False
-    short: str | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
+    short: str | None = None
+    group: str = ""
+    metavar: str = "TEXT"
+    expected: str = "text"
 
     @property
     def flag(self) -> str:
@@ -49,13 +59,26 @@ class Option:
         )
 
     @property
+    def values(self) -> str:
+        """What stands for the value in help: N, X, TEXT, and every word it may be."""
+        return "|".join(self.choices or (self.metavar, *self.words))
+
+    @property
+    def limits(self) -> str:
+        """The bounds as a formula: N >= 1, 0 < X <= 1; nothing where there are none."""
+        if len(self.bounds) == 2:
+            (low, least), (high, most) = self.bounds.items()
+            below = "<=" if low == "ge" else "<"
+            return f"{least:.10g} {below} {self.metavar} {SIGNS[high]} {most:.10g}"
+        return "".join(f"{self.metavar} {SIGNS[key]} {v:.10g}" for key, v in self.bounds.items())
+
+    @property
     def range(self) -> str:
-        """The allowed values in words, for help and errors."""
-        if self.choices:
-            return " | ".join(self.choices)
-        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-        bounds = " and ".join(f"{signs[key]} {value:g}" for key, value in self.bounds.items())
-        return " | ".join([bounds or self.type.__name__, *self.words])
+        """The allowed values in words, for errors."""
+        kind = {int: "a whole number", float: "a number"}.get(self.type, self.expected)
+        bounds = " and ".join(f"{SIGNS[key]} {v:.10g}" for key, v in self.bounds.items())
+        *most, last = self.choices or (f"{kind} {bounds}".rstrip(), *self.words)
+        return f"{', '.join(most)} or {last}" if most else last
 
 
 def describe(options: type[Options]) -> list[Option]:
@@ -71,7 +94,7 @@ def _option(name: str, hint: Any, default: Any) -> Option:
     bounds = {
         key: value
         for source in (meta, *found.metas)
-        for key in ("ge", "gt", "le", "lt")
+        for key in SIGNS
         if (value := getattr(source, key, None)) is not None
     }
     extra = (meta.extra if meta else None) or {}
@@ -83,8 +106,8 @@ def _option(name: str, hint: Any, default: Any) -> Option:
         choices=found.words if not found.plain else (),
         words=found.words if found.plain else (),
         repeated=found.repeated,
-        short=extra.get("short"),
         bounds=bounds,
+        **{"metavar": METAVARS.get(next(iter(found.plain), str), "TEXT"), **extra},
     )
 
 
@@ -141,16 +164,24 @@ def build(
                 f"did you mean '{close}'?" if close else f"see: loramerge {where} --help",
             )
     try:
-        return msgspec.convert(dict(values), type=options)
+        built = msgspec.convert(dict(values), type=options)
     except msgspec.ValidationError as error:
         path = str(error).rpartition("`$.")[2].split("`")[0].split("[")[0]
-        option = known.get(path)
-        if option is None:
+        if path not in known:
             raise UsageError(f"{where}: {error}.") from None
-        raise UsageError(
-            f"{where}: {option.flag} is {values[path]!r}; it must be {option.range}.",
-            f"see: loramerge {where} --help",
-        ) from None
+        raise _refused(where, known[path], values[path]) from None
+    for name in values:
+        if isinstance(value := getattr(built, name), float) and not math.isfinite(value):
+            raise _refused(where, known[name], value)
+    return built
+
+
+def _refused(where: str, option: Option, value: object) -> UsageError:
+    close = did_you_mean(str(value), [*option.choices, *option.words])
+    return UsageError(
+        f"{where}: {option.flag} is {value!r}; it must be {option.range}.",
+        f"did you mean '{close}'?" if close else f"see: loramerge {where} --help",
+    )
 
 
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str | None:
