@@ -4,110 +4,22 @@ The command line, Python and YAML all end here, with flat names: a method's own 
 settings every computing command shares.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from loramerge.errors import UsageError
-from loramerge.linalg.ranks import Allocation, Criterion
+from loramerge.linalg.ranks import Criterion
 from loramerge.linalg.scales import ScaleName
-from loramerge.options import Count, Factor, Option, Options, Share, build, describe
+from loramerge.options import Option, Options, build, describe
 from loramerge.registry import Method, Preset, method, methods
+from loramerge.settings import BOUNDS, MergeSettings, Settings
 
-__all__ = ["MergeSettings", "Named", "Recipe", "Settings", "find", "make_recipe", "options_of"]
-
-
-class Settings(Options, frozen=True):
-    """What every computing command takes."""
-
-    rank: Annotated[
-        Count | Literal["max", "full"] | None,
-        Meta(
-            description="Output rank: a number, max (the largest input rank) or full (lossless).",
-            extra={"short": "-r"},
-        ),
-    ] = None
-    energy: Annotated[
-        Share | None, Meta(description="Keep this share of the squared singular values.")
-    ] = None
-    max_error: Annotated[
-        Share | None,
-        Meta(description="Largest relative Frobenius error of any module; exit 3 if out of reach."),
-    ] = None
-    size: Annotated[
-        str | None, Meta(description="Largest file to write, such as 20MB or 5MiB.")
-    ] = None
-    allocate: Annotated[
-        Allocation | None,
-        Meta(
-            description="Spread ranks over modules by score per parameter: relative (s/|dW|)^2 is "
-            "the safest, sigma s, energy s^2; uniform: one rank for all."
-        ),
-    ] = None
-    layout: Annotated[
-        Literal["uniform", "pattern"] | None,
-        Meta(
-            description="uniform: one stored rank, zero-padded, right in every consumer. "
-            "pattern: a rank per module, smaller. Default: uniform, or pattern where ranks are "
-            "chosen per module."
-        ),
-    ] = None
-    include: Annotated[
-        tuple[str, ...], Meta(description="Only modules whose name matches this glob.")
-    ] = ()
-    exclude: Annotated[
-        tuple[str, ...], Meta(description="Leave out modules whose name matches this glob.")
-    ] = ()
-    to: Annotated[
-        str, Meta(description="Layout to write: same, or one of `loramerge layouts`.")
-    ] = "same"
-    save_dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"],
-        Meta(description="Stored dtype; auto is the inputs' common one."),
-    ] = "auto"
-    compute_dtype: Annotated[
-        Literal["float32", "float64"], Meta(description="Dtype of the factors while computing.")
-    ] = "float32"
-    device: Annotated[
-        str,
-        Meta(description="auto, cpu, cuda[:N] or mps.", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$"),
-    ] = "auto"
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of everything random.")] = 0
-
-
-class MergeSettings(Settings, frozen=True):
-    """What merge commands take besides."""
-
-    lambda_: Annotated[float, Meta(description="Factor on the merged update.")] = 1.0
-    scale: Annotated[
-        Factor | ScaleName | None,
-        Meta(
-            description="Length of the result: paper (as published), auto (label-free rule), norm "
-            "(mean norm of the inputs), ls (nearest to the weighted sum), or a factor."
-        ),
-    ] = None
-    missing: Annotated[
-        Literal["zero", "skip", "error"],
-        Meta(
-            description="A module absent from an adapter contributes nothing (zero), is left "
-            "out of the result (skip), or stops the merge (error)."
-        ),
-    ] = "zero"
-    extras: Annotated[
-        Literal["error", "first", "drop"],
-        Meta(
-            description="Saved heads, biases, embeddings beside the LoRA: stop, take the first "
-            "adapter's, or leave them out."
-        ),
-    ] = "error"
-    base_mismatch: Annotated[
-        Literal["warn", "error", "ignore"],
-        Meta(description="Adapters that name different base models."),
-    ] = "warn"
+__all__ = ["Named", "Recipe", "find", "fixed", "make_recipe", "options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +83,24 @@ def find(name: str) -> tuple[Method, Preset | None]:
 
 
 def options_of(found: Method) -> list[Option]:
-    """Everything one command takes: the method's own options, then the shared settings."""
-    return describe(found.options) + describe(_settings(found))
+    """Everything one command takes: the method's own options, then the shared settings.
+
+    Defaults a method decides (--scale, --rank) are filled in.
+    """
+    rank = None if found.takes == "one" else found.rank_option or "max"
+    decided: dict[str, object] = {"scale": found.scale, "rank": rank}
+    shared = [
+        replace(option, default=decided.get(option.name, option.default))
+        for option in describe(_settings(found))
+    ]
+    return describe(found.options) + shared
+
+
+def fixed(preset: Preset | None) -> tuple[str, ...]:
+    """The options a preset decides: its values, and every bound on the rank where it has one."""
+    values = preset.values if preset else {}
+    bounds = (*BOUNDS, "allocate") if set(BOUNDS) & set(values) else ()
+    return tuple(dict.fromkeys([*values, *bounds]))
 
 
 def _settings(found: Method) -> type[Settings]:
@@ -185,6 +113,11 @@ def make_recipe(name: str, adapters: Sequence[Named], values: Mapping[str, objec
     Raises UsageError that names the option, the bad value and the allowed range.
     """
     found, preset = find(name)
+    if preset and (refused := [key for key in values if key in fixed(preset)]):
+        raise UsageError(
+            f"{name} is {same_as(found, preset)}; it takes no {_flags(refused)}.",
+            f"use: loramerge {found.name}",
+        )
     values = {**(preset.values if preset else {}), **values}
     own = {option.name for option in describe(found.options)}
     shared = {option.name for option in describe(_settings(found))}
@@ -200,26 +133,42 @@ def make_recipe(name: str, adapters: Sequence[Named], values: Mapping[str, objec
     return recipe
 
 
+def same_as(found: Method, preset: Preset) -> str:
+    """The command a preset stands for: arithmetic --rank full."""
+    values = [f"{_flags([key])} {value}" for key, value in preset.values.items()]
+    return " ".join([found.name, *values])
+
+
+def _flags(names: Iterable[str]) -> str:
+    flags = [f"-{n}" if len(n) == 1 else "--" + n.strip("_").replace("_", "-") for n in names]
+    return " and ".join(flags)
+
+
 def _check(recipe: Recipe, name: str) -> None:
     s = recipe.settings
-    bounds = {"rank": s.rank, "energy": s.energy, "max_error": s.max_error, "size": s.size}
-    given = ["--" + key.replace("_", "-") for key, value in bounds.items() if value is not None]
+    given = [bound for bound in BOUNDS if getattr(s, bound) is not None]
+    example = f"for example: {recipe.method.example}"
     if recipe.method.takes == "one":
         if len(recipe.adapters) != 1:
             raise UsageError(f"{name} takes one adapter, not {len(recipe.adapters)}.")
         if not given:
             raise UsageError(
                 f"{name} needs to know how small: --rank, --energy, --max-error or --size.",
-                f"for example: {recipe.method.example}",
+                example,
             )
     elif not recipe.adapters:
-        raise UsageError(f"{name} needs adapters.", f"for example: {recipe.method.example}")
+        raise UsageError(f"{name} needs adapters.", example)
     if len(given) > 1:
-        raise UsageError(f"{name} takes only one of {' and '.join(given)}.")
+        raise UsageError(f"{name} takes only one of {_flags(given)}.", "leave out all but one")
     if s.allocate is not None and (not given or isinstance(s.rank, str)):
         raise UsageError(f"{name}: --allocate needs --rank N, --energy, --max-error or --size.")
     if s.size is not None:
         parse_size(s.size)
+    for named in recipe.adapters:
+        if not math.isfinite(named.weight):
+            raise UsageError(f"{name}: --weight is {named.weight}; it must be a finite number.")
+        if named.alpha is not None and not (math.isfinite(named.alpha) and named.alpha > 0):
+            raise UsageError(f"{name}: --alpha is {named.alpha:g}; it must be a number > 0.")
 
 
 def parse_size(text: str) -> int:
@@ -230,6 +179,9 @@ def parse_size(text: str) -> int:
     except ValueError:
         number = 0.0
     if match is None or number <= 0:
-        raise UsageError(f"--size is '{text}'; it must be bytes such as 20MB, 5MiB or 300k.")
+        raise UsageError(
+            f"--size is '{text}'; it must be bytes such as 20MB, 5MiB or 300k.",
+            "for example: --size 20MB",
+        )
     power = {"": 0, "k": 1, "m": 2, "g": 3}[match[2]]
     return int(number * (1024 if match[3] else 1000) ** power)

@@ -1,0 +1,138 @@
+"""The settings every computing command shares, declared once, in the groups help shows."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from loramerge.linalg.ranks import Allocation
+from loramerge.linalg.scales import ScaleName
+from loramerge.options import Count, Factor, Options, Share
+
+__all__ = ["BOUNDS", "GROUPS", "MergeSettings", "Settings"]
+
+# What bounds the rank of a result: at most one of them is given.
+BOUNDS = ("rank", "energy", "max_error", "size")
+
+RANK = "Rank of the result"
+MERGE = "Merge"
+INPUT = "Input"
+OUTPUT = "Output"
+COMPUTING = "Computing"
+GROUPS = (RANK, MERGE, INPUT, OUTPUT, COMPUTING)
+
+
+def _says(group: str, description: str, **extra: str) -> Meta:
+    """A setting's group, its sentence, and what help and errors call its value."""
+    return Meta(description=description, extra={"group": group, **extra})
+
+
+class Settings(Options, frozen=True):
+    """What every computing command takes."""
+
+    rank: Annotated[
+        Count | Literal["max", "full"] | None,
+        _says(RANK, "A number, max (the largest input rank) or full (lossless).", short="-r"),
+    ] = None
+    energy: Annotated[
+        Share | None, _says(RANK, "Keep this share of the squared singular values.")
+    ] = None
+    max_error: Annotated[
+        Share | None,
+        _says(
+            RANK, "Largest relative Frobenius error of any module; exit code 3 if it is not met."
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        _says(RANK, "Largest file to write, such as 20MB, 5MiB or 300k.", metavar="SIZE"),
+    ] = None
+    allocate: Annotated[
+        Allocation | None,
+        _says(
+            RANK,
+            "Spread ranks over modules by a score per parameter: relative (s/|dW|)^2 is the "
+            "safest, sigma s, energy s^2; uniform: one rank for all.",
+        ),
+    ] = None
+    layout: Annotated[
+        Literal["uniform", "pattern"] | None,
+        _says(
+            RANK,
+            "uniform: one stored rank, zero-padded, right in every consumer. pattern: a rank per "
+            "module, smaller. Default: uniform, or pattern where ranks are chosen per module.",
+        ),
+    ] = None
+    include: Annotated[
+        tuple[str, ...],
+        _says(INPUT, "Only modules whose name matches this glob; repeatable.", metavar="GLOB"),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        _says(INPUT, "Leave out modules whose name matches this glob; repeatable.", metavar="GLOB"),
+    ] = ()
+    to: Annotated[
+        str,
+        _says(OUTPUT, "Layout to write: same, or one of `loramerge layouts`.", metavar="LAYOUT"),
+    ] = "same"
+    save_dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        _says(OUTPUT, "Stored dtype; auto is the inputs' common one."),
+    ] = "auto"
+    device: Annotated[
+        str,
+        Meta(
+            description="auto, cpu, cuda[:N] or mps.",
+            pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
+            extra={
+                "group": COMPUTING,
+                "metavar": "DEVICE",
+                "expected": "auto, cpu, cuda, cuda:N or mps",
+            },
+        ),
+    ] = "auto"
+    compute_dtype: Annotated[
+        Literal["float32", "float64"], _says(COMPUTING, "Dtype of the factors while computing.")
+    ] = "float32"
+    seed: Annotated[
+        int,
+        Meta(
+            description="Seed of everything random.",
+            ge=0,
+            le=2**32 - 1,
+            extra={"group": COMPUTING},
+        ),
+    ] = 0
+
+
+class MergeSettings(Settings, frozen=True):
+    """What merge commands take besides."""
+
+    lambda_: Annotated[float, _says(MERGE, "Factor on the merged update.")] = 1.0
+    scale: Annotated[
+        Factor | ScaleName | None,
+        _says(
+            MERGE,
+            "Length of the result: paper (as published), auto (label-free rule), norm (mean norm "
+            "of the inputs), ls (nearest to the weighted sum), or a factor.",
+        ),
+    ] = None
+    missing: Annotated[
+        Literal["zero", "skip", "error"],
+        _says(
+            MERGE,
+            "A module absent from an adapter contributes nothing (zero), is left out of the "
+            "result (skip), or stops the merge (error).",
+        ),
+    ] = "zero"
+    extras: Annotated[
+        Literal["error", "first", "drop"],
+        _says(
+            MERGE,
+            "Saved heads, biases, embeddings beside the LoRA: stop (error), take the first "
+            "adapter's (first), or leave them out (drop).",
+        ),
+    ] = "error"
+    base_mismatch: Annotated[
+        Literal["warn", "error", "ignore"],
+        _says(MERGE, "Adapters that name different base models."),
+    ] = "warn"
