@@ -16,6 +16,7 @@ __all__ = [
     "SAVE_DTYPES",
     "Compute",
     "DType",
+    "accelerator",
     "encode",
     "out_of_memory",
     "resolve",
@@ -83,6 +84,13 @@ def resolve(device: str, dtype: DType, nbytes: int) -> Compute:
 def _may_have_cuda() -> bool:
     """Whether a driver is there at all, asked without the second it takes to import torch."""
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia").exists()
+
+
+def accelerator() -> str | None:
+    """What torch could compute on besides the CPU: the name of the GPU, mps, or nothing."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "mps" if torch.backends.mps.is_available() else None
 
 
 @contextmanager
