@@ -2,14 +2,31 @@
 
 import os
 import sys
+from typing import NoReturn
 
 import click
 
 from loramerge._version import __version__
+from loramerge.errors import UsageError
+from loramerge.options import did_you_mean
 
 __all__ = ["cli", "main"]
 
 LOOK = ("inspect", "methods", "layouts", "env")
+# What other tools call it.
+ELSEWHERE = {
+    "add": "arithmetic",
+    "compress": "squeeze",
+    "concat": "cat",
+    "info": "inspect",
+    "lego": "cluster",
+    "linear": "arithmetic",
+    "merge": "arithmetic",
+    "resize": "squeeze",
+    "show": "inspect",
+    "sum": "arithmetic",
+    "svd": "squeeze",
+}
 
 
 class Commands(click.Group):
@@ -31,11 +48,31 @@ class Commands(click.Group):
 
         return command(name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of a command line. Raises UsageError with the closest name for none."""
+        name = args[0]
+        known = self.list_commands(ctx)
+        if name.startswith("-") or name in known or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        close = ELSEWHERE.get(name) or did_you_mean(name, known)
+        raise UsageError(
+            f"There is no command '{name}'.",
+            f"did you mean '{close}'?" if close in known else "see: loramerge --help",
+        )
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Help with the commands grouped by what they do."""
         for title, names in _groups().items():
             with formatter.section(title):
                 formatter.write_dl([(name, _summary(ctx, self, name)) for name in names])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Commands to start with."""
+        with formatter.section("Examples"):
+            formatter.write("  loramerge cluster a.safetensors b.safetensors -k 16\n")
+            formatter.write("  loramerge squeeze my-adapter --rank 8\n")
 
 
 def _groups() -> dict[str, list[str]]:
@@ -60,19 +97,18 @@ def _summary(ctx: click.Context, group: click.Group, name: str) -> str:
 
 @click.command(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LORAMERGE"},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="loramerge")
 def cli() -> None:
-    r"""Merge, compress and inspect LoRA adapters, without the base model.
+    """Merge, compress and inspect LoRA adapters, without the base model.
 
-    \b
-    loramerge cluster a.safetensors b.safetensors -k 16
-    loramerge squeeze --rank 8
+    Each command has its own --help. Every option can also be set in the environment:
+    LORAMERGE_<COMMAND>_<OPTION>, such as LORAMERGE_SQUEEZE_RANK=8.
     """
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run a command line and leave with its exit code; known failures never show a traceback."""
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)

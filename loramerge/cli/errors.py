@@ -4,7 +4,9 @@ import sys
 
 import click
 
+from loramerge.cli.terminal import coloured
 from loramerge.errors import LoramergeError
+from loramerge.options import did_you_mean
 
 __all__ = ["explain"]
 
@@ -17,13 +19,8 @@ def explain(error: Exception) -> int:
     if isinstance(error, click.exceptions.Abort):
         sys.stderr.write("stopped\n")
         return 130
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else "loramerge"
-        _print(error.format_message(), f"see: {path} --help")
-        return 2
     if isinstance(error, click.ClickException):
-        _print(error.format_message(), None)
-        return error.exit_code
+        return _click(error)
     if isinstance(error, BrokenPipeError):
         return 1
     if isinstance(error, OSError):
@@ -40,6 +37,38 @@ def explain(error: Exception) -> int:
     return 1
 
 
+def _click(error: click.ClickException) -> int:
+    """What click found wrong with the words typed, in the same form as everything else."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None or not isinstance(error, click.UsageError):
+        _print(error.format_message(), None)
+        return error.exit_code
+    path = context.command_path
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(context.get_help(), err=True)
+    elif isinstance(error, click.NoSuchOption):
+        flags = [name for param in context.command.params for name in (*param.opts, "--help")]
+        close = did_you_mean(error.option_name, [f for f in flags if f.startswith("-")])
+        close = close or next((f for f in flags if f == error.option_name[1:]), None)
+        hint = f"did you mean '{close}'?" if close else f"see: {path} --help"
+        _print(f"{context.info_name} has no option '{error.option_name}'.", hint)
+    else:
+        example = getattr(context.command, "example", None)
+        missing = isinstance(error, click.MissingParameter) and example
+        _print(
+            error.format_message(), f"for example: {example}" if missing else f"see: {path} --help"
+        )
+    return error.exit_code
+
+
 def _print(message: str, hint: str | None) -> None:
-    text = f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")
-    sys.stderr.write("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
+    colour = coloured()
+    for label, text, fg in (("error:", message, "red"), ("hint:", hint, None)):
+        if text:
+            head = click.style(label, fg=fg, bold=True) if colour else label
+            click.echo(f"{head} {_plain(text)}", err=True, color=colour)
+
+
+def _plain(text: str) -> str:
+    """Text without control characters: names come from files nobody vouches for."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -1,36 +1,46 @@
 """Commands that only look: inspect, methods, layouts, env. None of them reads a tensor."""
 
-import json
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.adapter import Adapter
+from loramerge.cli.flags import Command, Flag
+from loramerge.cli.terminal import Row, print_rows
+
+if TYPE_CHECKING:
+    from loramerge.adapter import Adapter
 
 __all__ = ["COMMANDS", "card"]
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+def _json_flag() -> Flag:
+    return Flag(["json", "--json"], is_flag=True, help="Print JSON.")
 
 
-@click.command(epilog="Example: loramerge inspect my-adapter")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("--modules", is_flag=True, help="List every module.")
-@JSON
-def inspect(adapters: tuple[str, ...], modules: bool, as_json: bool) -> None:
+def _echo(facts: dict[str, Any]) -> None:
+    from loramerge.cli.ui import echo_json
+
+    echo_json(facts)
+
+
+def inspect(adapters: tuple[str, ...], modules: bool, json: bool) -> None:
     """Show the identity card of adapters: layout, base, ranks, scale, dtypes; headers only."""
-    from loramerge.io._open import open_adapter
+    from loramerge.cli.jobs import opened
+    from loramerge.recipe import Named
 
-    cards = [card(open_adapter(reference), modules) for reference in adapters]
-    if as_json:
-        found = cards[0] if len(cards) == 1 else cards
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    cards = [card(one, modules) for one in opened([Named(reference) for reference in adapters])]
+    if json:
+        _echo(cards[0] if len(cards) == 1 else {"adapters": cards})
         return
-    for one in cards:
-        _print(one)
+    for position, one in enumerate(cards):
+        if position:
+            click.echo()
+        print_rows(_card_rows(one), err=False)
 
 
-def card(adapter: Adapter, modules: bool = False) -> dict[str, Any]:
+def card(adapter: "Adapter", modules: bool = False) -> dict[str, Any]:
     """What the header and the config say, as one JSON object."""
     found = list(adapter.modules.values())
     parameters = sum(module.rank * sum(module.shape) for module in found)
@@ -61,77 +71,102 @@ def card(adapter: Adapter, modules: bool = False) -> dict[str, Any]:
     return result
 
 
-def _print(one: dict[str, Any]) -> None:
-    width = max(len(key) for key in one)
-    for key, value in one.items():
-        if key == "each":
-            for name, facts in value.items():
-                shape = "x".join(map(str, facts["shape"]))
-                click.echo(
-                    f"  {name}  {facts['kind']} {shape}  r={facts['rank']}  x{facts['scaling']:g}"
-                )
-        elif value not in (None, {}, [], False):
-            click.echo(f"{key.replace('_', ' '):{width}}  {_text(value)}")
-    click.echo()
+def _card_rows(one: Mapping[str, Any]) -> list[Row]:
+    size = f"{one['bytes'] / 1e6:.2f} MB, {', '.join(one['dtypes'])}"
+    rows = [
+        Row("adapter", one["adapter"]),
+        Row("layout", one["layout"]),
+        Row("base model", one["base_model"] or "not stated"),
+        Row("modules", f"{one['modules']}: {_counts(one['targets'])}"),
+        Row("kinds", _counts(one["kinds"])),
+        Row("rank", _counts(one["ranks"])),
+        Row("scale", _counts(one["scalings"], "x")),
+        Row("size", f"{one['parameters']:,} parameters, {size}"),
+    ]
+    rows += [Row("beside it", f"{key}: {role}") for key, role in one["beside_lora"].items()]
+    rows += [Row("not plain", f"{name}: {why}", fg="red") for name, why in one["variants"].items()]
+    rows += [
+        Row("note", n, fg="yellow" if n.startswith("scale 1:") else None) for n in one["notes"]
+    ]
+    for name, facts in one.get("each", {}).items():
+        shape = "x".join(map(str, facts["shape"]))
+        rows.append(
+            Row("", f"{name}  {facts['kind']} {shape}, rank {facts['rank']}, x{facts['scaling']:g}")
+        )
+    return rows
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} ({count})" for key, count in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _counts(found: Mapping[str, int], sign: str = "") -> str:
+    """16 where all are 16; 8 (12), 16 (4) where they differ."""
+    if len(found) == 1:
+        return f"{sign}{next(iter(found))}"
+    return ", ".join(f"{sign}{key} ({count})" for key, count in found.items())
 
 
-@click.command(epilog="Example: loramerge methods")
-@JSON
-def methods(as_json: bool) -> None:
+def methods(json: bool) -> None:
     """List every method: what it does, its paper, an example."""
+    from loramerge.recipe import same_as
     from loramerge.registry import methods as registered
 
-    if as_json:
+    found = registered().values()
+    if json:
         rows = [
             {
-                "name": m.name,
-                "takes": m.takes,
-                "summary": m.summary,
-                "paper": m.paper,
-                "example": m.example,
+                "name": method.name,
+                "takes": method.takes,
+                "summary": method.summary,
+                "paper": method.paper,
+                "example": method.example,
+                "presets": {preset.name: dict(preset.values) for preset in method.presets},
             }
-            for m in registered().values()
+            for method in found
         ]
-        click.echo(json.dumps(rows, indent=1))
+        _echo({"methods": rows})
         return
-    for method in registered().values():
-        click.echo(f"{method.name:12} {method.summary}")
-        click.echo(f"{'':12} {method.paper}   {method.example}")
+    shown: list[Row] = []
+    for method in found:
+        shown.append(Row(method.name, method.summary))
+        shown.append(Row("", f"{method.paper}; {method.example}"))
         for preset in method.presets:
-            click.echo(f"  {preset.name:10} {preset.summary}")
+            shown.append(Row(preset.name, f"= {same_as(method, preset)}: {preset.summary}"))
+    print_rows(shown, err=False)
 
 
-@click.command(epilog="Example: loramerge layouts")
-@JSON
-def layouts(as_json: bool) -> None:
+def layouts(json: bool) -> None:
     """List the layouts that are read and written, and those only recognised."""
     from loramerge.io._foreign import FOREIGN
     from loramerge.io._open import layouts as known
 
-    if as_json:
+    refused = [foreign.name for foreign in FOREIGN]
+    if json:
         rows = [{"name": found.name, "summary": found.summary} for found in known()]
-        click.echo(json.dumps({"read": rows, "recognised": [f.name for f in FOREIGN]}, indent=1))
+        _echo({"read": rows, "recognised": refused})
         return
-    for found in known():
-        click.echo(f"{found.name:12} {found.summary}")
-    click.echo("\nRecognised and refused by name: " + ", ".join(f.name for f in FOREIGN) + ".")
+    shown = [Row(found.name, found.summary) for found in known()]
+    names = f"recognised, and refused by name: {', '.join(refused)}"
+    print_rows([*shown, Row("others", names)], err=False)
 
 
-@click.command(epilog="Example: loramerge env")
-@JSON
-def env(as_json: bool) -> None:
+PACKAGES = (
+    "loramerge",
+    "numpy",
+    "torch",
+    "scikit-learn",
+    "safetensors",
+    "huggingface-hub",
+    "msgspec",
+    "click",
+    "rich",
+)
+
+
+def env(json: bool) -> None:
     """Show versions and devices, for a bug report."""
     import os
     import platform
     from importlib.metadata import PackageNotFoundError, version
+
+    from loramerge.compute import accelerator
 
     def found(package: str) -> str | None:
         try:
@@ -139,41 +174,41 @@ def env(as_json: bool) -> None:
         except PackageNotFoundError:
             return None
 
-    packages = (
-        "loramerge",
-        "numpy",
-        "torch",
-        "scikit-learn",
-        "safetensors",
-        "click",
-        "rich",
-        "msgspec",
-    )
     facts = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
-        **{package: found(package) for package in packages},
-        "device": _device(),
+        **{package: found(package) for package in PACKAGES},
+        "accelerator": accelerator(),
     }
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
+    if json:
+        _echo(facts)
         return
-    for key, value in facts.items():
-        click.echo(f"{key:12}  {value}")
+    rows = [Row(key, "none" if value is None else str(value)) for key, value in facts.items()]
+    print_rows(rows, err=False)
 
 
-def _device() -> str:
-    from loramerge._lazy import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _command(callback: Any, example: str, *params: click.Parameter) -> Command:
+    name = callback.__name__
+    return Command(
+        name,
+        callback=callback,
+        params=[*params, _json_flag()],
+        help=callback.__doc__,
+        example=example,
+    )
 
 
 COMMANDS: dict[str, click.Command] = {
-    "inspect": inspect,
-    "methods": methods,
-    "layouts": layouts,
-    "env": env,
+    "inspect": _command(
+        inspect,
+        "loramerge inspect my-adapter",
+        click.Argument(
+            ["adapters"], nargs=-1, required=True, type=click.Path(), metavar="ADAPTER..."
+        ),
+        Flag(["modules", "--modules"], is_flag=True, help="List every module."),
+    ),
+    "methods": _command(methods, "loramerge methods"),
+    "layouts": _command(layouts, "loramerge layouts"),
+    "env": _command(env, "loramerge env"),
 }

@@ -1,169 +1,222 @@
-"""What the terminal shows: the plan, a progress bar, the report."""
+"""What is printed: the result on stdout, the plan and the report on stderr."""
 
 import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from loramerge.events import Event, Listener, Started
+from loramerge.adapter import Adapter
+from loramerge.cli.terminal import Row, print_rows
 from loramerge.plan import Plan
-from loramerge.report import Report
+from loramerge.report import SCHEMA_VERSION, Report
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+__all__ = ["FLOOR", "Results", "echo_json", "show_plans"]
 
-__all__ = ["progress", "show_plan", "show_report"]
-
-# Work shorter than this shows no bar.
-PATIENCE = 1.0
-# Relative error that rounding both factors to a dtype costs, measured on random factors.
-FLOOR = {"F32": 5e-8, "F16": 3e-4, "BF16": 2.4e-3}
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Listener]:
-    """A listener that draws a bar on stderr once work has taken a second, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda event: None
-        return
-    bar = _Bar()
-    try:
-        yield bar.hear
-    finally:
-        bar.stop()
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# What rounding both factors to a dtype costs: ||B'A' - BA|| / ||BA|| of normally distributed
+# factors, median over ranks 1 to 64 and shapes 256 to 1024 (spread below 4 %).
+FLOOR = {"F32": 3.6e-8, "F16": 2.9e-4, "BF16": 2.3e-3}
+# An error up to this many floors is rounding: float32 arithmetic before the cast adds its own.
+SLACK = 4
 
 
-class _Bar:
-    """A rich progress bar that is imported and drawn only when it is needed."""
+def echo_json(facts: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **facts}, allow_nan=False))
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.stage, self.total, self.done = "", 0, 0
-        self.drawn: Progress | None = None
-        self.task: TaskID | None = None
 
-    def hear(self, event: Event) -> None:
-        """Count, and draw when it has become worth it."""
-        if isinstance(event, Started):
-            self.stage, self.total, self.done = event.stage, event.total, 0
-            if self.drawn is not None:
-                self.task = self.drawn.add_task(self.stage, total=self.total)
+def echo_path(path: Path) -> None:
+    """The path of a result on stdout, as the system spells it."""
+    click.echo(os.fsencode(path))
+
+
+class Results:
+    """Results as they come: reports on stderr and paths on stdout, or one JSON object at the end.
+
+    In JSON a `batch` is a list under `results`, however many there are.
+    """
+
+    def __init__(self, *, batch: bool, as_json: bool, quiet: bool) -> None:
+        self.batch, self.as_json, self.quiet = batch, as_json, quiet
+        self.facts: list[dict[str, Any]] = []
+
+    def add(self, report: Report, final: Path) -> None:
+        """Show one result."""
+        warning = _assumption(report.plan.adapters)
+        if self.as_json:
+            self.facts.append({"output": str(final), **report.as_json()})
+            if warning and not self.quiet:
+                print_rows([warning])
             return
-        self.done += event.count
-        if self.drawn is None and time.monotonic() - self.began > PATIENCE:
-            self._draw()
-        if self.drawn is not None and self.task is not None:
-            self.drawn.update(self.task, completed=min(self.done, self.total))
+        if not self.quiet:
+            print_rows([*_report(report), *_notes(report.plan.adapters, report.notes)])
+        echo_path(final)
 
-    def _draw(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.drawn = Progress(console=Console(stderr=True), transient=True)
-        self.task = self.drawn.add_task(self.stage, total=self.total)
-        self.drawn.start()
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self.drawn is not None:
-            self.drawn.stop()
+    def close(self) -> None:
+        """Print what waited for the end."""
+        if self.as_json:
+            echo_json({"results": self.facts} if self.batch else self.facts[0])
 
 
-def show_report(report: Report, final: Path, *, as_json: bool, quiet: bool) -> None:
-    """The result on stdout, everything about it on stderr."""
-    if as_json:
-        click.echo(json.dumps({"output": str(final), **report.as_json()}, ensure_ascii=False))
-        return
-    if not quiet:
-        _table(_rows(report), [*report.notes], any(a.scale_assumed for a in report.plan.adapters))
-    click.echo(str(final))
-
-
-def _rows(report: Report) -> list[tuple[str, str]]:
+def _report(report: Report) -> list[Row]:
     plan = report.plan
-    low, high = report.rank
-    into = str(high) if low == high else f"{low} to {high}"
-    floor = FLOOR[plan.dtype]
-    exact = report.worst.relative_error <= 2 * floor
+    method = plan.recipe.method
+    done = "merged" if method.takes == "many" else "compressed"
+    against = "the exact weighted sum" if method.takes == "many" else "the input"
+    size = f"{report.file_bytes / 1e6:.2f} MB, {report.tensors} tensors, {DTYPES[plan.dtype]}"
     rows = [
-        ("method", f"{plan.recipe.method.name}  {plan.recipe.method.paper}"),
-        ("modules", f"{report.merged} of {report.total} merged, {report.tensors} tensors"),
-        ("rank", f"{_ranks_in(report)} -> {into}"),
-        ("retained energy", f"{report.energy:.2%}"),
-        (
+        Row("method", f"{method.name}, {method.paper}"),
+        Row("adapters", _adapters(plan)),
+        Row("modules", f"{report.merged} of {report.total} {done}"),
+        Row("rank", f"{_ranks_in(plan)} -> {_ranks_out(report)}"),
+        Row("retained energy", _percent(report.energy)),
+        Row(
             "relative error",
-            f"{report.relative_error:.3g}  (median {report.median_error:.3g}; worst "
-            f"{report.worst.relative_error:.3g} in {report.worst.name})",
+            f"{report.relative_error:.3g} against {against}; median module "
+            f"{report.median_error:.3g}, worst {report.worst.relative_error:.3g} "
+            f"({report.worst.name})",
         ),
-        (
-            "",
-            f"rounding to {plan.dtype} alone costs about {floor:g}"
-            + ("; nothing else was lost" if exact else ""),
-        ),
+        Row("rounding", _rounding(report)),
     ]
-    if plan.scaled:
-        others = ", ".join(f"{name} {value:.3g}" for name, value in report.others.items())
-        rows.append(("scale", f"{plan.recipe.scale}: x{report.scale:.3g}  (would be: {others})"))
-    size = f"{report.file_bytes / 1e6:.2f} MB {plan.dtype}"
-    rows.append(
-        ("written", f"{size}, re-read and verified, {report.seconds:.2f} s on {report.device}")
-    )
+    if method.takes == "many":
+        rows.append(Row("scale", _scale(report)))
+    rows.append(Row("written", f"{size}, {plan.layout.name} layout; re-read and verified"))
+    rows.append(Row("took", f"{report.seconds:.2f} s on {report.device}"))
     return rows
 
 
-def _ranks_in(report: Report) -> str:
+def _adapters(plan: Plan) -> str:
+    """The weighted sum as it was asked for: 1 x a + -0.5 x b, or a + b."""
+    names = [adapter.reference for adapter in plan.adapters]
+    weights = [named.weight for named in plan.recipe.adapters]
+    if set(weights) == {1.0}:
+        return " + ".join(names)
+    return " + ".join(f"{w:g} x {name}" for w, name in zip(weights, names, strict=True))
+
+
+def _ranks_in(plan: Plan) -> str:
+    """Each adapter's rank, or the span of its ranks."""
     columns = [
-        sorted({member.rank for m in report.plan.alignment.modules if (member := m.members[i])})
-        for i in range(len(report.plan.adapters))
+        sorted({member.rank for m in plan.alignment.modules if (member := m.members[i])})
+        for i in range(len(plan.adapters))
     ]
-    return " + ".join(str(c[0]) if len(c) == 1 else f"{c[0]}..{c[-1]}" for c in columns if c)
+    return " + ".join(_span(c[0], c[-1]) if c else "none" for c in columns)
 
 
-def _table(rows: list[tuple[str, str]], notes: list[str], warn_last: bool) -> None:
-    width = max(len(name) for name, _ in rows)
-    colour = sys.stderr.isatty()
-    for name, value in rows:
-        label = click.style(f"{name:>{width}}", bold=True) if colour else f"{name:>{width}}"
-        click.echo(f"{label}  {value}", err=True)
-    for note in notes:
-        assumed = warn_last and "scale 1" in note
-        text = f"{'note':>{width}}  {note}"
-        click.echo(click.style(text, fg="yellow") if colour and assumed else text, err=True)
+def _ranks_out(report: Report) -> str:
+    kept = _span(*report.rank)
+    stored = {m.stored_rank for m in report.modules if m.rank}
+    return f"{kept}, stored as {max(stored)}" if report.padded else kept
 
 
-def show_plan(plan: Plan, final: Path, as_json: bool) -> None:
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def _percent(share: float) -> str:
+    """A share with as many nines as it has: 99.09 %, 99.9998 %; 100 % only from 1 - 1e-8."""
+    if share >= 1 - 1e-8:
+        return "100 %"
+    digits = next(d for d in range(2, 9) if d == 8 or round(100 * share, d) < 100)
+    return f"{100 * share:.{digits}f} %"
+
+
+def _rounding(report: Report) -> str:
+    dtype, floor = DTYPES[report.plan.dtype], FLOOR[report.plan.dtype]
+    if report.worst.relative_error <= SLACK * floor:
+        return f"nothing was lost beyond rounding to {dtype} (usually {floor:g})"
+    return f"of this, storing {dtype} costs about {floor:g}"
+
+
+def _scale(report: Report) -> str:
+    """The policy and its factor, and what every other policy would have given."""
+    used = report.plan.recipe.scale
+    if not isinstance(used, str):
+        return f"x{used:g}, as asked for"
+    if not report.plan.scaled:
+        return used
+    others = ", ".join(f"{name} x{x:.3g}" for name, x in report.others.items() if name != used)
+    return f"{used} x{report.scale:.3g} (would be: {others})"
+
+
+def _notes(adapters: Sequence[Adapter], notes: Sequence[str]) -> list[Row]:
+    """What was dropped, padded, left out; last and in yellow, a scale nobody stated."""
+    warning = _assumption(adapters)
+    told = {f"{a.reference}: {note}" for a in adapters if a.scale_assumed for note in a.assumed}
+    rows = [Row("note", n) for n in notes if not (n in told and ": scale 1" in n)]
+    return [*rows, warning] if warning else rows
+
+
+def _assumption(adapters: Sequence[Adapter]) -> Row | None:
+    unsaid = list(dict.fromkeys(a.reference for a in adapters if a.scale_assumed))
+    if not unsaid:
+        return None
+    says = "does not say its" if len(unsaid) == 1 else "do not say their"
+    text = f"scale 1: {', '.join(unsaid)} {says} alpha (--alpha N sets it)"
+    return Row("assumed", text, fg="yellow")
+
+
+def show_plans(jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool) -> None:
     """What would be done, from headers alone."""
-    facts: dict[str, Any] = {
+    facts = [_facts(plan, final) for plan, final in jobs]
+    if as_json:
+        echo_json(facts[0] if len(facts) == 1 else {"plans": facts})
+        return
+    for (plan, final), one in zip(jobs, facts, strict=True):
+        if not quiet:
+            print_rows([*_plan(plan, one), *_notes(plan.adapters, plan.notes)])
+        echo_path(final)
+
+
+def _facts(plan: Plan, final: Path) -> dict[str, Any]:
+    return {
         "output": str(final),
         "method": plan.recipe.method.name,
+        "recipe": plan.recipe.canonical(),
         "layout": plan.layout.name,
-        "modules": len(plan.alignment.modules),
+        "dtype": plan.dtype,
         "rank": max(plan.ranks.values()),
         "rank_is_bound": plan.recipe.criterion is not None,
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.file_size(plan.ranks),
-        "dtype": plan.dtype,
+        "write_bytes_is_bound": plan.recipe.criterion is not None,
         "passes": 2 if plan.surveyed else 1,
+        "scale_assumed": any(adapter.scale_assumed for adapter in plan.adapters),
         "notes": list(plan.notes),
+        "modules": [
+            {
+                "name": module.name,
+                "shape": list(module.model.shape),
+                "ranks": list(module.ranks),
+                "rank": plan.ranks[module.name],
+            }
+            for module in plan.alignment.modules
+        ],
+        "left_out": [*plan.alignment.excluded, *plan.alignment.skipped],
     }
-    if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
-        return
-    rank = ("at most " if facts["rank_is_bound"] else "") + str(facts["rank"])
-    rows = [
-        ("method", facts["method"]),
-        ("modules", str(facts["modules"])),
-        ("rank", rank),
-        (
-            "reads",
-            f"{plan.read_bytes / 1e6:.2f} MB, passes over the data: {facts['passes']}",
-        ),
-        ("writes", f"{facts['write_bytes'] / 1e6:.2f} MB {plan.dtype} ({plan.layout.name} layout)"),
+
+
+def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
+    bound = "at most " if facts["rank_is_bound"] else ""
+    shapes = Counter("x".join(map(str, m.model.shape)) for m in plan.alignment.modules)
+    kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
+    passes = "two passes" if plan.surveyed else "one pass"
+    total = len(facts["modules"]) + len(facts["left_out"])
+    written = f"{facts['write_bytes'] / 1e6:.2f} MB, {DTYPES[plan.dtype]}"
+    return [
+        Row("method", f"{plan.recipe.method.name}, {plan.recipe.method.paper}"),
+        Row("adapters", _adapters(plan)),
+        Row("modules", f"{len(facts['modules'])} of {total}: {kinds}"),
+        Row("rank", f"{_ranks_in(plan)} -> {bound}{_span(*_ends(plan))}"),
+        Row("reads", f"{plan.read_bytes / 1e6:.2f} MB in {passes}"),
+        Row("writes", f"{bound}{written}, {plan.layout.name} layout"),
+        Row("plan", "nothing was computed or written"),
     ]
-    _table(rows, list(plan.notes), any(a.scale_assumed for a in plan.adapters))
-    click.echo(str(final))
+
+
+def _ends(plan: Plan) -> tuple[int, int]:
+    return min(plan.ranks.values()), max(plan.ranks.values())

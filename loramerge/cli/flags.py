@@ -1,0 +1,124 @@
+"""From declarations to click: values, flags in groups, commands whose help ends with an example."""
+
+import inspect
+import os
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from loramerge.options import Option
+from loramerge.settings import GROUPS
+
+__all__ = ["Command", "Flag", "Value", "flag", "variable"]
+
+OTHER = "Other"
+PREFIX = "LORAMERGE"
+# Where the sentences begin in help, the same in every group.
+COLUMN = 30
+
+
+class Value(click.ParamType[object]):
+    """A number or a word: converted here, judged by the declaration, completed in the shell."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        self.name = option.values
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """An int or float where the text is one, else the text."""
+        if not isinstance(value, str) or value in self.option.words:
+            return value
+        for kind in (int, float):
+            try:
+                return kind(value) if self.option.type in (int, float) else value
+            except ValueError:
+                continue
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The words this option may be."""
+        words = self.option.choices or self.option.words
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+class Flag(click.Option):
+    """An option that knows under which heading help lists it."""
+
+    def __init__(self, names: list[str], group: str = OTHER, **attributes: Any) -> None:
+        super().__init__(names, **attributes)
+        self.group = group
+
+
+def flag(option: Option, group: str, hidden: bool = False) -> Flag:
+    """The flag of a declared option; `group` is where a method's own options are listed."""
+    names = [option.name, option.flag, *([option.short] if option.short else [])]
+    facts = [] if option.default in (None, ()) else [f"default: {option.default}"]
+    facts += [option.limits] if option.limits else []
+    return Flag(
+        names,
+        group=option.group or group,
+        type=Value(option),
+        multiple=option.repeated,
+        default=None,
+        hidden=hidden,
+        help=option.description + (f"  [{'; '.join(facts)}]" if facts else ""),
+        metavar=f"[{option.values}]" if option.choices else option.values,
+    )
+
+
+def variable(command: str, option: click.Option) -> str:
+    """The environment variable of an option: LORAMERGE_SQUEEZE_MAX_ERROR."""
+    longest = max(option.opts, key=len)
+    return "_".join([PREFIX, command, longest.lstrip("-")]).replace("-", "_").upper()
+
+
+class Command(click.Command):
+    """A command with grouped options, environment variables, and an example that works."""
+
+    def __init__(self, name: str, *, example: str, **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self.example = example
+        self.help = inspect.cleandoc(self.help or "")
+        for param in self.params:
+            if isinstance(param, click.Option):
+                param.envvar = variable(name, param)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; what was typed is kept for hints that repeat it."""
+        ctx.meta["typed"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The method's own options first, then the shared groups in their order."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record:
+                names, text = record
+                title = getattr(param, "group", OTHER)
+                found.setdefault(title, []).append((f"{names:<{COLUMN}}", text))
+        order = (*GROUPS, OTHER)
+        for title in sorted(found, key=lambda t: order.index(t) if t in order else -1):
+            with formatter.section(title):
+                formatter.write_dl(found[title], col_max=COLUMN)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line to type."""
+        with formatter.section("Example"):
+            formatter.write(f"  {self.example}\n")
+
+
+def given_by_environment(ctx: click.Context) -> list[tuple[click.Option, str]]:
+    """The options whose value came from an environment variable, with that value."""
+    return [
+        (param, os.environ[str(param.envvar)])
+        for param in ctx.command.params
+        if isinstance(param, click.Option)
+        and param.name
+        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.ENVIRONMENT
+    ]

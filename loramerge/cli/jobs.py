@@ -1,0 +1,182 @@
+"""What a method's command does: check everything, then compute, then show."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from loramerge.cli.flags import given_by_environment
+from loramerge.errors import LoramergeError, UsageError, listed
+from loramerge.recipe import Named, make_recipe
+from loramerge.registry import Method
+from loramerge.settings import BOUNDS
+
+if TYPE_CHECKING:
+    from loramerge.adapter import Adapter
+    from loramerge.plan import Plan
+
+__all__ = ["opened", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Where results go and how they are shown."""
+
+    out: str | None
+    out_dir: str | None
+    force: bool
+    dry_run: bool
+    json: bool
+    quiet: bool
+
+
+def run(name: str, method: Method, given: dict[str, Any]) -> None:
+    """Run one command line. Every job is planned before the first tensor is read."""
+    from loramerge.cli import ui
+    from loramerge.cli.progress import progress
+    from loramerge.publish import publish
+
+    context = click.get_current_context()
+    typed = context.meta["typed"]
+    adapters = list(given.pop("adapters"))
+    weights, alphas = given.pop("weight", ()), given.pop("alpha")
+    wishes = Wishes(**{key: given.pop(key, None) for key in Wishes.__dataclass_fields__})
+    values = _values(context, given, wishes.quiet)
+    if not adapters and method.takes == "one":
+        adapters = [_here(name, typed, wishes.quiet)]
+    named = _named(adapters, weights, alphas)
+    jobs = _planned(name, _split(name, method, named, wishes, typed), values, wishes)
+    if wishes.dry_run:
+        ui.show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
+        return
+    shown = ui.Results(batch=wishes.out_dir is not None, as_json=wishes.json, quiet=wishes.quiet)
+    for plan, final in jobs:
+        with progress(wishes.quiet) as listen:
+            report = publish(plan, final, wishes.force, listen)
+        shown.add(report, final)
+    shown.close()
+
+
+def _values(context: click.Context, given: dict[str, Any], quiet: bool) -> dict[str, object]:
+    """The options that were set; a bound on the rank that was typed beats one of the environment.
+
+    Whatever the environment set is said on stderr.
+    """
+    values = {key: value for key, value in given.items() if value is not None and value != ()}
+    typed = [b for b in BOUNDS if context.get_parameter_source(b) is ParameterSource.COMMANDLINE]
+    for option, text in given_by_environment(context):
+        if typed and option.name in BOUNDS:
+            values.pop(option.name, None)
+        elif not quiet:
+            sys.stderr.write(f"{max(option.opts, key=len)} {text} from {option.envvar}\n")
+    return values
+
+
+def _named(
+    adapters: list[str], weights: tuple[float, ...], alphas: tuple[float, ...]
+) -> list[Named]:
+    """Adapters with their weights and alphas. Raises UsageError for a count that does not fit."""
+    count = len(adapters)
+    if weights and adapters and len(weights) != count:
+        raise UsageError(
+            f"{_counted(len(weights), 'weight')} for {_counted(count, 'adapter')}.",
+            "give one -w for each adapter, in their order",
+        )
+    if len(alphas) > 1 and adapters and len(alphas) != count:
+        raise UsageError(
+            f"{_counted(len(alphas), 'alpha')} for {_counted(count, 'adapter')}.",
+            "give one --alpha for all, or one for each adapter, in their order",
+        )
+    factors = weights or (1.0,) * count
+    stated = alphas * count if len(alphas) == 1 else alphas or (None,) * count
+    return [Named(*facts) for facts in zip(adapters, factors, stated, strict=False)]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _here(name: str, typed: Sequence[str], quiet: bool) -> str:
+    """The adapter of the current directory. Raises UsageError where none, or no telling."""
+    if Path("adapter_config.json").is_file():
+        found = "."
+    else:
+        files = sorted(path.name for path in Path().glob("*.safetensors"))
+        if len(files) != 1:
+            holds = f"holds {len(files)} safetensors files: {listed(files)}"
+            words = shlex.join([files[0] if files else "my-adapter", *typed])
+            raise UsageError(
+                f"this directory {holds if files else 'holds no adapter'}.",
+                f"name one: loramerge {name} {words}",
+            )
+        found = files[0]
+    if not quiet:
+        sys.stderr.write(f"{name} {Path().resolve().name + '/' if found == '.' else found}\n")
+    return found
+
+
+def _split(
+    name: str, method: Method, named: list[Named], wishes: Wishes, typed: Sequence[str]
+) -> list[tuple[list[Named], str | None]]:
+    """Which adapters become which result, with the directory it goes to."""
+    if wishes.out is not None and wishes.out_dir is not None:
+        raise UsageError(f"{name} takes only one of --out and --out-dir.", "leave one out")
+    if method.takes == "many" or wishes.out_dir is None:
+        if method.takes == "one" and len(named) > 1:
+            raise UsageError(
+                f"{name} takes one adapter, or several with --out-dir DIR.",
+                f"for example: loramerge {name} {shlex.join(typed)} --out-dir small",
+            )
+        return [(named, None)]
+    return [([one], wishes.out_dir) for one in named]
+
+
+def _planned(
+    name: str,
+    jobs: list[tuple[list[Named], str | None]],
+    values: dict[str, object],
+    wishes: Wishes,
+) -> list[tuple["Plan", Path]]:
+    """Every job as a plan and a free place for its result; options are judged before files."""
+    from loramerge.plan import make_plan
+    from loramerge.publish import default_name, destination
+
+    recipes = [make_recipe(name, named, values) for named, _ in jobs]
+    adapters = iter(opened([one for named, _ in jobs for one in named]))
+    planned: list[tuple[Plan, Path]] = []
+    for recipe, (named, directory) in zip(recipes, jobs, strict=True):
+        plan = make_plan(recipe, [next(adapters) for _ in named])
+        out = str(Path(directory) / default_name(plan)) if directory else wishes.out
+        planned.append((plan, destination(plan, out, wishes.force)))
+    finals = [final.resolve() for _, final in planned]
+    twice = sorted({str(final) for final in finals if finals.count(final) > 1})
+    if twice:
+        raise UsageError(
+            f"several results would be written to {listed(twice)}.",
+            "rename the inputs, or run them one by one with -o",
+        )
+    return planned
+
+
+def opened(named: list[Named]) -> list["Adapter"]:
+    """Every adapter, headers only. Raises with the problems of all that cannot be read."""
+    from loramerge.io._open import open_adapter
+
+    found: list[Adapter] = []
+    problems: list[LoramergeError] = []
+    for one in named:
+        try:
+            found.append(open_adapter(one.reference, one.alpha))
+        except LoramergeError as error:
+            problems.append(error)
+    if len(problems) > 1:
+        messages = " ".join(dict.fromkeys(error.message for error in problems))
+        raise type(problems[0])(messages, problems[0].hint)
+    if problems:
+        raise problems[0]
+    return found

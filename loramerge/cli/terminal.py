@@ -1,0 +1,74 @@
+"""What the terminal at the other end can do: its width, its colours, labelled rows."""
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+import click
+
+__all__ = ["Row", "coloured", "print_rows", "width"]
+
+NARROWEST = 40
+
+
+def width(err: bool = True) -> int | None:
+    """Columns to wrap at; None where nothing says, as in a pipe. COLUMNS goes first."""
+    stated = os.environ.get("COLUMNS", "")
+    if stated.isdigit() and int(stated) > 0:
+        return max(int(stated), NARROWEST)
+    try:
+        columns = os.get_terminal_size(_stream(err).fileno()).columns
+    except (OSError, ValueError):
+        return None
+    return max(columns, NARROWEST) if columns else None
+
+
+def coloured(err: bool = True) -> bool:
+    """Whether a stream takes colour: NO_COLOR, then FORCE_COLOR, then whether it is a terminal.
+
+    Both variables count when they are set and not empty (no-color.org).
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return _stream(err).isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _stream(err: bool) -> TextIO:
+    return sys.stderr if err else sys.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A label and what it says; `fg` colours both."""
+
+    label: str
+    text: str
+    fg: str | None = None
+
+
+def print_rows(rows: Sequence[Row], err: bool = True) -> None:
+    """Labels right-aligned, texts beside them, long ones wrapped to the terminal."""
+    indent = max(len(row.label) for row in rows) + 2
+    columns, colour = width(err), coloured(err)
+    for row in rows:
+        lines = _wrapped(row.text, columns - indent) if columns else [row.text]
+        for number, line in enumerate(lines):
+            label = f"{row.label if number == 0 else '':>{indent - 2}}"
+            click.echo(_line(label, line, row.fg, colour), err=err, color=colour)
+
+
+def _line(label: str, text: str, fg: str | None, colour: bool) -> str:
+    if not colour:
+        return f"{label}  {text}".rstrip()
+    return f"{click.style(label, fg=fg, bold=True)}  {click.style(text, fg=fg) if fg else text}"
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Lines no longer than asked, except for words that are: module names and paths stay whole."""
+    wide = max(columns, 20)
+    return textwrap.wrap(text, wide, break_long_words=False, break_on_hyphens=False) or [""]
