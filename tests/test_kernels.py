@@ -1,0 +1,204 @@
+"""One law for each kernel, the same for both backends."""
+
+import numpy as np
+import pytest
+import torch
+
+from loramerge.linalg import _numpy, _torch
+from loramerge.linalg.kernels import kernels
+from tests.backends import BACKENDS
+
+each_backend = pytest.mark.parametrize("name", ["numpy", "torch"])
+
+
+def inertia_of(points: np.ndarray, labels: np.ndarray) -> float:
+    """The sum of squared distances from the mean of each label's points."""
+    return sum(
+        float(((points[labels == j] - points[labels == j].mean(0)) ** 2).sum())
+        for j in np.unique(labels)
+    )
+
+
+def partition(labels: np.ndarray) -> set[frozenset[int]]:
+    """Labels without their numbering."""
+    return {frozenset(np.flatnonzero(labels == j).tolist()) for j in np.unique(labels)}
+
+
+def units(rng: np.random.Generator, adapters: int, rank: int) -> np.ndarray:
+    """Points as `cluster` sees them: rank-1 terms of related adapters, reduced to a Gram matrix."""
+    shared = rng.standard_normal((rank, 300))
+    pooled = np.concatenate(
+        [shared + 0.7 * rng.standard_normal((rank, 300)) for _ in range(adapters)]
+    )
+    pooled *= np.tile(np.exp(-0.1 * np.arange(rank)), adapters)[:, None]
+    values, vectors = np.linalg.eigh(pooled @ pooled.T)
+    return vectors * np.sqrt(np.clip(values, 0, None))
+
+
+def separated(rng: np.random.Generator, clusters: int, each: int) -> np.ndarray:
+    """Points of clusters with one best partition."""
+    middles = 20 * rng.standard_normal((clusters, 1, 12))
+    return (middles + rng.standard_normal((clusters, each, 12))).reshape(-1, 12)
+
+
+def run(name: str, points: np.ndarray, k: int, seed: int = 0, restarts: int = 10):
+    backend = BACKENDS[name]
+    x = backend.put(points)
+    labels, inertia = kernels(x).kmeans(x, k, seed, restarts)
+    return backend.take(labels), backend.take(inertia)
+
+
+def test_each_kind_of_array_has_its_own_kernels() -> None:
+    assert kernels(np.zeros(1)) is _numpy
+    assert kernels(torch.zeros(1)) is _torch
+
+
+@each_backend
+def test_cholesky_factors_what_is_positive_definite_and_says_what_is_not(
+    rng: np.random.Generator, name: str
+) -> None:
+    backend = BACKENDS[name]
+    X = rng.standard_normal((3, 20, 6))
+    G = X.swapaxes(-1, -2) @ X
+    G[1] -= 30 * np.eye(6)
+    L, ok = (backend.take(x) for x in kernels(backend.put(G)).cholesky(backend.put(G)))
+    assert ok.tolist() == [True, False, True]
+    for item in (0, 2):
+        np.testing.assert_allclose(L[item] @ L[item].T, G[item], rtol=1e-12, atol=1e-12)
+        assert np.array_equal(L[item], np.tril(L[item]))
+    assert not L[1].any()
+
+
+@each_backend
+def test_cholesky_takes_any_number_of_batch_dimensions(name: str) -> None:
+    backend = BACKENDS[name]
+    for batch in ((), (2,), (2, 3)):
+        G = backend.put(np.broadcast_to(4 * np.eye(2), (*batch, 2, 2)).copy())
+        L, ok = kernels(G).cholesky(G)
+        assert tuple(ok.shape) == batch
+        assert bool(ok.all())
+        assert float(backend.take(L)[..., 0, 0].min()) == 2.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_gaussian_matrix_has_the_same_bits_in_both_backends(dtype: type) -> None:
+    model = np.zeros(1, dtype)
+    ours = _numpy.gaussian(model, 5, 4, 3)
+    theirs = _torch.gaussian(torch.from_numpy(model), 5, 4, 3).numpy()
+    assert ours.dtype == theirs.dtype == dtype
+    assert np.array_equal(ours, theirs)
+    assert not np.array_equal(ours, _numpy.gaussian(model, 5, 4, 4))
+
+
+@each_backend
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_kmeans_states_the_inertia_of_its_labels(
+    rng: np.random.Generator, name: str, k: int
+) -> None:
+    points = rng.standard_normal((2, 20, 4))
+    labels, inertia = run(name, points, k)
+    assert labels.shape == (2, 20)
+    for item in range(2):
+        assert len(np.unique(labels[item])) == k
+        assert labels[item].min() >= 0
+        assert labels[item].max() < k
+        assert inertia[item] == pytest.approx(inertia_of(points[item], labels[item]), rel=1e-9)
+
+
+@each_backend
+def test_kmeans_finds_clusters_that_are_there(rng: np.random.Generator, name: str) -> None:
+    points = separated(rng, 6, 5)
+    labels, _ = run(name, points[None], 6)
+    assert partition(labels[0]) == partition(np.repeat(np.arange(6), 5))
+
+
+@each_backend
+def test_a_result_of_kmeans_cannot_be_bettered_by_moving_a_point_to_a_nearer_centre(
+    rng: np.random.Generator, name: str
+) -> None:
+    points = units(rng, 3, 8)
+    labels = run(name, points[None], 8)[0][0]
+    centres = np.stack([points[labels == j].mean(0) for j in range(8)])
+    squares = ((points[:, None] - centres) ** 2).sum(-1)
+    assert np.array_equal(squares.argmin(1), labels)
+
+
+@pytest.mark.parametrize(("adapters", "rank", "k"), [(4, 16, 16), (2, 16, 16), (8, 8, 12)])
+def test_torch_kmeans_is_within_1_percent_of_scikit_learn_over_ten_seeds(
+    rng: np.random.Generator, adapters: int, rank: int, k: int
+) -> None:
+    # One seed scatters by 1 %, ten on one problem by 0.5 %; a batch of six problems by 0.2 %.
+    points = np.stack([units(rng, adapters, rank) for _ in range(6)])
+    theirs, ours = (
+        np.mean([run(name, points, k, seed)[1] for seed in range(10)], axis=0)
+        for name in ("numpy", "torch")
+    )
+    assert np.mean(ours / theirs) == pytest.approx(1, abs=0.01)
+
+
+@each_backend
+def test_more_restarts_are_never_worse(rng: np.random.Generator, name: str) -> None:
+    points = units(rng, 4, 12)[None]
+    few, many = (
+        np.mean([run(name, points, 10, seed, n)[1][0] for seed in range(5)]) for n in (1, 20)
+    )
+    assert many < few
+
+
+@each_backend
+def test_points_at_the_origin_carry_no_weight(rng: np.random.Generator, name: str) -> None:
+    points = separated(rng, 4, 5) + 100
+    spread = np.zeros((40, 12))
+    places = np.sort(rng.permutation(40)[:20])
+    spread[places] = points
+    alone, inertia = run(name, points[None], 4)
+    among, same = run(name, spread[None], 4)
+    assert partition(among[0][places]) == partition(alone[0])
+    assert same[0] == pytest.approx(inertia[0], rel=1e-9)
+
+
+@each_backend
+@pytest.mark.parametrize("k", [3, 4, 7])
+def test_with_no_more_distinct_points_than_clusters_each_is_its_own(
+    rng: np.random.Generator, name: str, k: int
+) -> None:
+    distinct = rng.standard_normal((3, 5))
+    points = np.concatenate([distinct, distinct[::-1], np.zeros((1, 5))])
+    labels, inertia = run(name, points[None], k)
+    assert partition(labels[0][:6]) == {frozenset({0, 5}), frozenset({1, 4}), frozenset({2, 3})}
+    assert inertia[0] == 0
+
+
+@each_backend
+def test_points_that_are_all_zero_need_no_cluster(name: str) -> None:
+    labels, inertia = run(name, np.zeros((1, 5, 3)), 2)
+    assert not labels.any()
+    assert inertia[0] == 0
+
+
+@each_backend
+def test_an_item_of_a_batch_is_clustered_as_if_it_were_alone(
+    rng: np.random.Generator, name: str
+) -> None:
+    few = np.tile(rng.standard_normal((3, 24)), (8, 1))
+    points = np.stack([units(rng, 3, 8), few, units(rng, 3, 8)])
+    together, _ = run(name, points, 6)
+    for item in range(3):
+        assert np.array_equal(together[item], run(name, points[item : item + 1], 6)[0][0])
+
+
+@each_backend
+def test_kmeans_follows_its_seed(rng: np.random.Generator, name: str) -> None:
+    points = rng.standard_normal((1, 40, 10))
+    first, same, other = (run(name, points, 8, seed, restarts=1)[0] for seed in (1, 1, 2))
+    assert np.array_equal(first, same)
+    assert partition(first[0]) != partition(other[0])
+
+
+def test_empty_clusters_of_torch_kmeans_move_to_the_farthest_points() -> None:
+    X = torch.tensor([[[0.0], [1.0], [10.0], [11.0], [30.0]]])[:, None]
+    centers = torch.tensor([[[[5.0], [100.0], [200.0]]]])
+    own = (X[..., 0] - 5.0) ** 2
+    empty = torch.tensor([[[False, True, True]]])
+    moved = _torch._relocated(centers, empty, X, own)
+    assert moved.flatten().tolist() == [5.0, 30.0, 11.0]
