@@ -198,7 +198,8 @@ def _survey(
     totals = _summed([one.totals for one in found if one.totals is not None])
     others: dict[str, float] = {name: factor(name, totals) for name in POLICIES}
     used = plan.recipe.scale
-    return _Survey(ranks, others[used] if isinstance(used, str) else 1.0, others)
+    scale = others[used] * plan.recipe.merge.lambda_ if isinstance(used, str) else 1.0
+    return _Survey(ranks, scale, others)
 
 
 def _summed(totals: Sequence[Totals]) -> Totals:
@@ -208,6 +209,7 @@ def _summed(totals: Sequence[Totals]) -> Totals:
         target=sum(one.target for one in totals),
         result=sum(one.result for one in totals),
         inner=sum(one.inner for one in totals),
+        paper=sum(one.paper or 0.0 for one in totals),
     )
 
 

@@ -58,7 +58,7 @@ def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solve
     result = _rescaled(plan, updates, result)
     totals: list[Totals | None] = [None] * len(batch)
     if plan.scaled:
-        totals = [*_totals(batch[0], updates, result)]
+        totals = [*_totals(plan, batch[0], updates, result)]
     limit = plan.ranks[batch[0].name]
     values: list[Array | None] = [None] * len(batch)
     if plan.recipe.criterion is not None or isinstance(result, Spectrum) or result.rank > limit:
@@ -111,9 +111,12 @@ def _key(seed: int, position: int, name: str) -> int:
 
 
 def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRank | Spectrum:
-    """The factors known before the whole adapter is: --lambda, a numeric --scale, the paper's."""
+    """The factors known before the whole adapter is: --lambda, a numeric --scale, the paper's.
+
+    Where the length follows from the whole adapter, --lambda must wait for it.
+    """
     recipe = plan.recipe
-    factor = recipe.merge.lambda_
+    factor = 1.0 if plan.scaled else recipe.merge.lambda_
     if isinstance(recipe.scale, float | int):
         factor *= recipe.scale
     elif recipe.scale == "paper" and recipe.method.paper_scale is not None:
@@ -123,10 +126,14 @@ def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRa
     return result.scaled(factor) if isinstance(result, Spectrum) else scale(result, factor)
 
 
-def _totals(model: Aligned, updates: Updates, result: LowRank | Spectrum) -> list[Totals]:
+def _totals(
+    plan: Plan, model: Aligned, updates: Updates, result: LowRank | Spectrum
+) -> list[Totals]:
     """What the scale policies need of each module: norms of the parts, the sum and the result."""
     whole = result.truncated(result.s.shape[-1]) if isinstance(result, Spectrum) else result
     near = compare(concat(updates.factors, updates.weights), whole)
+    published = plan.recipe.method.paper_scale
+    paper = published(updates, plan.options) if published else 1.0
     norms = iter(zip(updates.factors, updates.weights, strict=True))
     parts = [None if member is None else _square(*next(norms)) for member in model.members]
     return [
@@ -135,6 +142,7 @@ def _totals(model: Aligned, updates: Updates, result: LowRank | Spectrum) -> lis
             target=float(near.target[i]),
             result=float(near.result[i]),
             inner=float(near.inner[i]),
+            paper=paper**2 * float(near.result[i]),
         )
         for i in range(near.target.shape[0])
     ]
