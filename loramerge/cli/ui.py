@@ -118,10 +118,10 @@ def _span(low: int, high: int) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share with as many nines as it has: 99.09 %, 99.9998 %; 100 % only from 1 - 1e-8."""
-    if share >= 1 - 1e-8:
+    """A share with as many nines as it has, up to 99.9999 %: rounding alone costs less."""
+    if share >= 1 - 5e-7:
         return "100 %"
-    digits = next(d for d in range(2, 9) if d == 8 or round(100 * share, d) < 100)
+    digits = next(d for d in range(2, 5) if d == 4 or round(100 * share, d) < 100)
     return f"{100 * share:.{digits}f} %"
 
 
@@ -134,13 +134,15 @@ def _rounding(report: Report) -> str:
 
 def _scale(report: Report) -> str:
     """The policy and its factor, and what every other policy would have given."""
-    used = report.plan.recipe.scale
+    recipe = report.plan.recipe
+    used = recipe.scale
+    factor = f", times lambda {recipe.merge.lambda_:g}" if recipe.merge.lambda_ != 1 else ""
     if not isinstance(used, str):
-        return f"x{used:g}, as asked for"
+        return f"x{used:g}, as asked for{factor}"
     if not report.plan.scaled:
-        return used
+        return f"{used}{factor}"
     others = ", ".join(f"{name} x{x:.3g}" for name, x in report.others.items() if name != used)
-    return f"{used} x{report.scale:.3g} (would be: {others})"
+    return f"{used} x{report.others[used]:.3g}{factor} (would be: {others})"
 
 
 def _notes(adapters: Sequence[Adapter], notes: Sequence[str]) -> list[Row]:
