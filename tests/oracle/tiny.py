@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.numpy import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -147,3 +148,13 @@ def worst(found: Deltas, wanted: Deltas) -> float:
         float(np.linalg.norm(found[name] - wanted[name]) / np.linalg.norm(wanted[name]))
         for name in wanted
     )
+
+
+def stored_ranks(path: Path) -> dict[str, int]:
+    """Module -> rank in the file of a PEFT directory, by the safetensors library."""
+    tensors = load_file(path / "adapter_model.safetensors")
+    return {
+        key.split(".lora_")[0].removeprefix(PREFIX): tensor.shape[0]
+        for key, tensor in tensors.items()
+        if ".lora_A" in key or ".lora_embedding_A" in key
+    }
