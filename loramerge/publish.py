@@ -97,6 +97,6 @@ def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Re
         for companion, content in report.companions.items():
             (directory / companion).write_bytes(content)
         text = json.dumps(report.as_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        (directory / PROVENANCE).write_text(text, encoding="utf-8")
-        (directory / "README.md").write_text(card(report), encoding="utf-8")
+        (directory / PROVENANCE).write_text(text, "utf-8", errors="replace")
+        (directory / "README.md").write_text(card(report), "utf-8", errors="replace")
     return report
