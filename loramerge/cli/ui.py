@@ -148,8 +148,9 @@ def _scale(report: Report) -> str:
 def _notes(adapters: Sequence[Adapter], notes: Sequence[str]) -> list[Row]:
     """What was dropped, padded, left out; last and in yellow, a scale nobody stated."""
     warning = _assumption(adapters)
-    told = {f"{a.reference}: {note}" for a in adapters if a.scale_assumed for note in a.assumed}
-    rows = [Row("note", n) for n in notes if not (n in told and ": scale 1" in n)]
+    assumed = (note for a in adapters if a.scale_assumed for note in a.assumed)
+    told = tuple(f": {note}" for note in assumed if note.startswith("scale 1:"))
+    rows = [Row("note", note) for note in notes if not note.endswith(told)]
     return [*rows, warning] if warning else rows
 
 
