@@ -161,14 +161,23 @@ def _check(recipe: Recipe, name: str) -> None:
     if len(given) > 1:
         raise UsageError(f"{name} takes only one of {_flags(given)}.", "leave out all but one")
     if s.allocate is not None and (not given or isinstance(s.rank, str)):
-        raise UsageError(f"{name}: --allocate needs --rank N, --energy, --max-error or --size.")
+        raise UsageError(
+            f"{name}: --allocate needs --rank N, --energy, --max-error or --size.",
+            "for example: --rank 8",
+        )
     if s.size is not None:
         parse_size(s.size)
     for named in recipe.adapters:
         if not math.isfinite(named.weight):
-            raise UsageError(f"{name}: --weight is {named.weight}; it must be a finite number.")
+            raise UsageError(
+                f"{name}: --weight is {named.weight}; it must be a finite number.",
+                "for example: -w 1 -w -0.5",
+            )
         if named.alpha is not None and not (math.isfinite(named.alpha) and named.alpha > 0):
-            raise UsageError(f"{name}: --alpha is {named.alpha:g}; it must be a number > 0.")
+            raise UsageError(
+                f"{name}: --alpha is {named.alpha:g}; it must be a number > 0.",
+                "for example: --alpha 16",
+            )
 
 
 def parse_size(text: str) -> int:
