@@ -39,7 +39,7 @@ class Output:
         self._writer = start_file(self._descriptor, self.written)
         for stored in self.written.tensors:
             if stored.part is None:
-                self._put(stored, stored.constant)
+                self._put(stored, stored.content())
 
     def emit(self, module: Aligned, update: LowRank) -> ModuleReport:
         """Write one module and measure it, as stored, against the exact weighted sum."""
@@ -71,7 +71,7 @@ class Output:
         wrong = [
             key for key, digest in zip(keys, found, strict=True) if digest != self._digests[key]
         ]
-        os.close(source.descriptor)
+        source.close()
         if wrong or len(keys) != len(self.written.tensors):
             raise OutputError(
                 f"{self.path.name} reads back wrong: {listed(wrong)}.", "check the disk"

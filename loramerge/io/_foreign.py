@@ -1,10 +1,10 @@
-"""Layouts that are recognised by their keys but not read yet: named, never guessed at."""
+"""Layouts that are recognised by their keys but not read: named, never guessed at."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Foreign", "recognise"]
+__all__ = ["FOREIGN", "Foreign", "recognise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,61 +20,94 @@ def _foreign(name: str, pattern: str, hint: str) -> Foreign:
     return Foreign(name, re.compile(pattern), hint)
 
 
-LYCORIS_HINT = "train or export it as plain LoRA (LoCon without Tucker decomposition)"
-DIFFUSERS_HINT = "save it in kohya's layout with diffusers' convert_state_dict_to_kohya"
+KOHYA = r"(lora|lycoris)_[^.]+"
+PEFT = r"base_model\.model\..+"
+TO_KOHYA = "save it in kohya's layout: diffusers.utils.convert_state_dict_to_kohya(state_dict)"
+TO_PLAIN = "train or save it as plain LoRA (network_module networks.lora, no conv_dim algorithms)"
+TO_LORA = "convert it in PEFT: peft.save_as_lora('converted', model, rank=16)"
+INTO_BASE = "merge it into its base model in PEFT: model.merge_and_unload()"
 
+# The first that matches any key names the file, so the special stand before the general.
 FOREIGN = (
     _foreign(
         "cloneofsimo",
         r"(unet|text_encoder):\d+:(up|down)",
-        "re-train it with a tool that stores module names",
+        "it stores no module names; only lora_diffusion.patch_pipe knows their order",
     ),
-    _foreign("SAM-LoRA", r"w_[ab]_\d+", "it names no modules; only its own loader can read it"),
+    _foreign(
+        "SAM-LoRA",
+        r"w_[ab]_\d+",
+        "it stores no module names; only LoRA_sam.load_lora_parameters knows their order",
+    ),
     _foreign(
         "torchtune",
         r".+\.lora_[ab]\.weight",
-        "export it from torchtune with adapter_only in PEFT layout",
+        "save it with torchtune's FullModelHFCheckpointer, which writes PEFT's layout",
     ),
-    _foreign("MLX", r".+\.lora_[ab]", "fuse or convert it with mlx-lm before merging"),
+    _foreign(
+        "MLX",
+        r".+\.lora_[ab]",
+        "merge it into its base model: mlx_lm.fuse --model MODEL --adapter-path DIRECTORY",
+    ),
     _foreign(
         "Megatron/NeMo",
         r".+\.adapter\.linear_(in|out)\.weight",
-        "export it to Hugging Face PEFT from NeMo",
+        "export it to Hugging Face PEFT with NeMo's Megatron-Bridge",
     ),
-    _foreign("LyCORIS LoHa", r".+\.hada_.+", LYCORIS_HINT),
-    _foreign("LyCORIS LoKr", r".+\.lokr_.+", LYCORIS_HINT),
-    _foreign("LyCORIS LoCon with Tucker decomposition", r".+\.lora_mid\.weight", LYCORIS_HINT),
+    _foreign("XLabs Flux", r"(.+\.)?processor\.(qkv|proj)_lora\d?\..+", TO_KOHYA),
     _foreign(
-        "LyCORIS full difference",
-        r".+\.(diff|diff_b|w_norm|b_norm|oft_blocks|oft_diag)",
-        LYCORIS_HINT,
+        "BFL control LoRA",
+        r"(double|single)_blocks\..+\.(query|key)_norm\.scale",
+        "load it with FluxControlPipeline of diffusers; it changes more than weights can add",
     ),
-    _foreign("XLabs Flux", r".*processor\.(qkv|proj)_lora\d?\..+", DIFFUSERS_HINT),
+    _foreign("SoRA", r".+\.lora\.(lora_[AB]|gate)", "fold its gates into lora_B, save with PEFT"),
     _foreign(
-        "SoRA", r".+\.lora\.(lora_[AB]|gate)", "fold its gates into lora_B and save it with PEFT"
+        "PEFT AdaLoRA",
+        r".+\.lora_E(\.[^.]+)?",
+        "fold lora_E into lora_A and save it as plain LoRA, or: model.merge_and_unload()",
     ),
-    _foreign("AdaLoRA", r".+\.lora_E(\.[^.]+)?", "save it as plain LoRA: fold lora_E into lora_A"),
-    _foreign("LoHa (PEFT)", r".+\.hada_w.+", LYCORIS_HINT),
-    _foreign("VeRA", r".+\.vera_lambda_[bd](\..+)?", "merge it into the base model with PEFT"),
-    _foreign("VB-LoRA", r".+\.vblora_.+", "merge it into the base model with PEFT"),
-    _foreign("IA3", r".+\.ia3_l(\..+)?", "it scales activations and has no low-rank form"),
-    _foreign(
-        "OFT or BOFT", r".+\.(oft|boft)_[rsR](\..+)?", "it rotates weights and has no low-rank form"
-    ),
-    _foreign("ComfyUI (diffusion_model.)", r"diffusion_model\..+\.lora_.+", DIFFUSERS_HINT),
+    _foreign("PEFT LoHa", PEFT + r"\.hada_.+", TO_LORA),
+    _foreign("PEFT LoKr", PEFT + r"\.lokr_.+", TO_LORA),
+    _foreign("PEFT VeRA", r".+\.vera_lambda_[bd](\..+)?", TO_LORA),
+    _foreign("PEFT VB-LoRA", r".+\.vblora_(logits|vector).*", TO_LORA),
+    _foreign("PEFT RandLoRA", r".+\.randlora_.+", TO_LORA),
+    _foreign("PEFT MiSS", r".+\.(miss|bone)_block(\..+)?", TO_LORA),
+    _foreign("PEFT FourierFT", r".+\.(fourierft|waveft)_spectrum(\..+)?", TO_LORA),
+    _foreign("PEFT HiRA", r".+\.hira_(embedding_)?[AB](\..+)?", INTO_BASE),
+    _foreign("PEFT HRA", r".+\.hra_u(\..+)?", INTO_BASE),
+    _foreign("PEFT SHiRA", r".+\.shira_.+", INTO_BASE),
+    _foreign("PEFT IA3", r".+\.ia3_l(\..+)?", INTO_BASE),
+    _foreign("PEFT OFT or BOFT", PEFT + r"\.(oft|boft)_[rsR](\..+)?", INTO_BASE),
+    _foreign("LyCORIS LoHa", r".+\.hada_.+", TO_PLAIN),
+    _foreign("LyCORIS LoKr", r".+\.lokr_.+", TO_PLAIN),
+    _foreign("LyCORIS LoCon with Tucker decomposition", r".+\.lora_mid\.weight", TO_PLAIN),
+    _foreign("LyCORIS GLoRA", KOHYA + r"\.[ab][12]\.weight", TO_PLAIN),
+    _foreign("LyCORIS OFT", KOHYA + r"\.oft_(blocks|diag)", TO_PLAIN),
+    _foreign("LyCORIS IA3", KOHYA + r"\.on_input", TO_PLAIN),
+    _foreign("ComfyUI (diffusion_model.)", r"diffusion_model\..+", TO_KOHYA),
+    _foreign("LyCORIS full difference", r".+\.(diff|diff_b|w_norm|b_norm)", TO_PLAIN),
     _foreign(
         "diffusers",
-        r"(unet|transformer|transformer_2|text_encoder(_\d)?|prior)\..+\.(lora_[AB]\.weight|lora\.(up|down)\.weight|lora_linear_layer\..+)"
-        r"|.+(processor\.to_\w+_lora|\.lora)\.(up|down)\.weight",
-        DIFFUSERS_HINT,
+        # Language models also have a `transformer`: with h, blocks.N.attn.Wqkv and the like in it.
+        r"(unet|prior|text_encoder(_\d)?"
+        r"|transformer(_\d)?(?!\.(h|encoder|wte|wpe|word_embeddings|blocks\.\d+\.(attn|ffn))\.))"
+        r"\..+\.(lora_[AB]\.weight|lora\.(up|down)\.weight|lora_linear_layer\..+)"
+        r"|.+(processor\.to_\w+_lora|\.lora)\.(up|down)\.weight"
+        r"|.+\.to_(q|k|v|out\.\d+)\.(up|down)(\.weight)?",
+        TO_KOHYA,
+    ),
+    _foreign(
+        "loralib",
+        r".+\.lora_[AB]",
+        "rename .lora_A and .lora_B to .lora_A.weight and .lora_B.weight, and say --alpha",
     ),
 )
 
 
 def recognise(keys: Iterable[str]) -> Foreign | None:
     """The first foreign layout one of the keys gives away."""
-    found = list(keys)
+    forms = {re.sub(r"\d+", "0", key) for key in keys}  # a few per file, however many layers
     for foreign in FOREIGN:
-        if any(foreign.pattern.fullmatch(key) for key in found):
+        if any(foreign.pattern.fullmatch(form) for form in forms):
             return foreign
     return None

@@ -1,13 +1,19 @@
 """Stored keys and what they mean: grouping by module, and the checks every layout shares."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from loramerge.adapter import Kind, TensorInfo
+from loramerge.adapter import Kind, Module, TensorInfo
 from loramerge.errors import AdapterError, listed
+from loramerge.io._source import FLOATS, QUANTISED
 
-__all__ = ["Grammar", "Pair", "check_pairs", "pair_shape"]
+__all__ = ["Grammar", "check_pairs", "factor_shapes", "pair"]
+
+# Far above any LoRA; what claims more is damaged or an attack.
+MAX_RANK = 65536
+INCOMPLETE = "the file is incomplete: save it or download it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +38,11 @@ class Grammar:
                 roles = found.setdefault(module, {})
                 if role in roles:
                     raise AdapterError(
-                        f"{roles[role]} and {key} are the same tensor of one module."
+                        f"{roles[role]} and {key} are the same tensor of one module.",
+                        "save each adapter into a file of its own",
                     )
                 roles[role] = key
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The two factors of one module as shapes: enough to describe it."""
-
-    kind: Kind
-    out_features: int
-    in_features: int
-    rank: int
-    kernel: tuple[int, ...]
 
 
 def check_pairs(groups: Mapping[str, Mapping[str, str]], a: str, b: str, where: str) -> None:
@@ -54,25 +50,52 @@ def check_pairs(groups: Mapping[str, Mapping[str, str]], a: str, b: str, where: 
     alone = [roles[a] for roles in groups.values() if a in roles and b not in roles]
     alone += [roles[b] for roles in groups.values() if b in roles and a not in roles]
     if alone:
-        raise AdapterError(
-            f"{where}: {len(alone)} tensors lack their other half: {listed(alone, 4)}.",
-            "the file is incomplete; save or download it again",
-        )
+        count = f"{len(alone)} tensor{'s lack their' if len(alone) > 1 else ' lacks its'}"
+        raise AdapterError(f"{where}: {count} other half: {listed(alone, 4)}.", INCOMPLETE)
 
 
-def pair_shape(key: str, A: TensorInfo, B: TensorInfo, embedding: bool = False) -> Pair:
-    """What A [r, in, *kernel] and B [out, r, 1...] describe. Raises AdapterError if nothing."""
-    if len(A.shape) < 2 or len(B.shape) < 2 or 0 in (*A.shape, *B.shape):
+def pair(name: str, keys: Mapping[str, str], A: TensorInfo, B: TensorInfo, kind: Kind) -> Module:
+    """The module that A [r, in, *kernel] and B [out, r, 1...] describe, with scaling 1.
+
+    A `linear` whose A has a kernel is a `conv`. Raises AdapterError for shapes that do not
+    multiply, and for dtypes that are no plain floats.
+    """
+    for key, info in ((keys["A"], A), (keys["B"], B)):
+        if info.dtype not in FLOATS:
+            raise AdapterError(
+                f"{key} is stored as {info.dtype}; low-rank factors must be F64, F32, F16 or BF16.",
+                QUANTISED,
+            )
+        if len(info.shape) < 2:
+            raise AdapterError(
+                f"{key} has the shape {list(info.shape)}: flat factors are what DeepSpeed ZeRO-3 "
+                "and FSDP save before gathering.",
+                "gather the weights before saving: zero_to_fp32.py, or FSDP's full state dict",
+            )
+    rank, channels, *kernel = A.shape
+    fits = B.shape[1:] in ((rank,), (rank, *(1 for _ in kernel)))
+    if not fits or (kind == "embedding" and kernel):
         raise AdapterError(
-            f"{key} has the shapes {list(A.shape)} and {list(B.shape)}: empty or flat factors are "
-            "what DeepSpeed ZeRO-3 or FSDP saves before gathering.",
-            "gather the weights before saving (zero_to_fp32, or FSDP full state dict)",
+            f"{keys['A']} {list(A.shape)} and {keys['B']} {list(B.shape)} do not multiply.",
+            INCOMPLETE,
         )
-    rank, kernel = A.shape[0], A.shape[2:]
-    if B.shape[1] != rank or any(size != 1 for size in B.shape[2:]):
-        raise AdapterError(f"{key}: A {list(A.shape)} and B {list(B.shape)} do not multiply.")
-    columns = A.shape[1]
-    for size in kernel:
-        columns *= size
-    kind: Kind = "embedding" if embedding else "conv" if kernel else "linear"
-    return Pair(kind, B.shape[0], columns, rank, kernel)
+    if rank > MAX_RANK:
+        raise AdapterError(f"{keys['A']} has rank {rank:,}; the limit is {MAX_RANK:,}.", INCOMPLETE)
+    return Module(
+        name=name,
+        kind="conv" if kernel else kind,
+        out_features=B.shape[0],
+        in_features=channels * math.prod(kernel),
+        rank=rank,
+        scaling=1.0,
+        dtype=A.dtype if A.dtype == B.dtype else "F32",
+        keys=keys,
+        kernel=tuple(kernel),
+    )
+
+
+def factor_shapes(module: Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How A and B of a module are stored: the inverse of `pair`."""
+    channels = module.in_features // math.prod(module.kernel)
+    A = (module.rank, channels, *module.kernel)
+    return A, (module.out_features, module.rank, *(1 for _ in module.kernel))

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from loramerge.adapter import Adapter, Extra, Module, TensorSource
+from loramerge.adapter import Adapter, Extra, Module
+from loramerge.io._source import Source
 
 __all__ = ["Draft", "Given", "Layout", "Part", "Stored", "Written"]
 
@@ -15,14 +16,15 @@ Part: TypeAlias = Literal["A", "B"]
 class Given:
     """An opened file before its layout gives it meaning.
 
-    `config` is the adapter_config.json that belongs to the file (None without one), `metadata`
-    the header's; `alpha` is what the user said with --alpha.
+    `config` is the adapter_config.json found with the file (None without one); where it merely
+    lies `beside` a file of another name, it counts only if it explains that file. `alpha` is what
+    the user said with --alpha.
     """
 
     reference: str
-    source: TensorSource
-    metadata: Mapping[str, str]
+    source: Source
     config: Mapping[str, Any] | None = None
+    beside: bool = False
     alpha: float | None = None
 
 
@@ -48,14 +50,14 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of an output file: which part of which module it holds, or given bytes."""
+    """One tensor of an output file: a part of a module, or bytes from elsewhere, such as a head."""
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     module: str = ""
     part: Part | None = None
-    constant: bytes = b""
+    content: Callable[[], bytes] = bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,10 @@ __all__ = ["layout", "layouts", "open_adapter"]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# The names PEFT, diffusers and MLX give the weights in a directory, beside checkpoints of others.
+USUAL = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapters.safetensors")
 MAX_CONFIG = 1_000_000
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def layouts() -> list[Layout]:
@@ -38,24 +41,46 @@ def open_adapter(reference: str, alpha: float | None = None) -> Adapter:
     Raises AdapterError with the reason for anything that is not a readable adapter.
     """
     path = Path(reference).expanduser()
-    if not path.exists():
-        raise AdapterError(f"{reference} does not exist.", "check the path, or list it with: ls")
-    weights = _weights(path) if path.is_dir() else path
-    if weights.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+    try:
+        weights = _weights(path) if path.is_dir() else path
+        if not weights.exists():
+            raise AdapterError(f"{reference} does not exist.", _elsewhere(reference))
+    except OSError as error:
         raise AdapterError(
-            f"{reference} is a pickle ({weights.suffix}), which can run code when it is opened.",
-            "save it as .safetensors (PEFT: save_pretrained(safe_serialization=True))",
+            f"{reference} cannot be read: {error.strerror}.", "check its path and permissions"
+        ) from None
+    if weights.suffix in PICKLES:
+        raise AdapterError(
+            f"{weights} is a pickle ({weights.suffix}), which can run code when it is opened.",
+            "save it as .safetensors: model.save_pretrained(..., safe_serialization=True)",
         )
     source = open_source(weights)
-    config = _config(weights.parent / CONFIG, source, certain=path.is_dir())
-    found = _detect(source, reference, config)
-    return found.read(Given(reference, source, source.metadata, config, alpha))
+    config = _config(weights.parent / CONFIG)
+    beside = weights.name != WEIGHTS
+    found = _detect(source, reference, config if not beside else None)
+    return found.read(Given(reference, source, config, beside, alpha))
+
+
+def _elsewhere(reference: str) -> str:
+    """What may have been meant by a path that is not there."""
+    parts = reference.split("/")
+    if (
+        len(parts) == 2
+        and all(parts)
+        and "." not in parts[0]
+        and not parts[1].endswith(".safetensors")
+    ):
+        return (
+            f"if it is on the Hub, fetch it first: hf download {reference} --local-dir {parts[1]}"
+        )
+    return f"see what is there: ls {Path(reference).parent}"
 
 
 def _weights(directory: Path) -> Path:
     """The one weights file of a directory. Raises AdapterError when there is none or no telling."""
-    if (directory / WEIGHTS).is_file():
-        return directory / WEIGHTS
+    for name in USUAL:
+        if (directory / name).is_file():
+            return directory / name
     files = sorted(directory.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
@@ -65,57 +90,39 @@ def _weights(directory: Path) -> Path:
             f"{directory} holds {len(files)} safetensors files: {listed(names)}.",
             f"name one of them, for example: {names[0]}",
         )
-    pickles = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
-    if pickles:
-        return pickles[0]
+    for name in ("adapter_model.bin", "*.bin", "*.pt"):
+        if pickles := sorted(directory.glob(name)):
+            return pickles[0]
+    deeper = sorted(directory.glob(f"*/{WEIGHTS}"))
     raise AdapterError(
         f"{directory} holds no adapter: no {WEIGHTS} and no other .safetensors file.",
-        "name the directory that holds adapter_config.json",
+        f"name the directory that does, for example: {deeper[0].parent}"
+        if deeper
+        else "name the directory that holds adapter_config.json",
     )
 
 
-def _config(path: Path, source: Source, certain: bool) -> Mapping[str, Any] | None:
-    """The adapter_config.json of a weights file: beside a bare file only if it explains it."""
+def _config(path: Path) -> Mapping[str, Any] | None:
+    """The adapter_config.json beside a weights file, None without one."""
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_CONFIG:
-        raise AdapterError(f"{path} is larger than {MAX_CONFIG:,} bytes.")
+        raise AdapterError(f"{path} is larger than {MAX_CONFIG:,} bytes.", "save the adapter again")
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError:
-        raise AdapterError(f"{path} is not JSON.") from None
+        config = json.loads(path.read_bytes().decode())
+        json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
+    except (ValueError, RecursionError):
+        raise AdapterError(f"{path} is not JSON.", "save the adapter again") from None
     if not isinstance(config, dict):
-        raise AdapterError(f"{path} is not a JSON object.")
-    if certain or source.path.name == WEIGHTS:
-        return config
-    embedded = "lora_adapter_metadata" in source.metadata
-    return config if not embedded and _matches(config, source) else None
-
-
-def _matches(config: Mapping[str, Any], source: Source) -> bool:
-    """Whether a config beside a bare file states this file's ranks and targets."""
-    ranks = {
-        info.shape[0] for key, info in source.tensors.items() if ".lora_A" in key and info.shape
-    }
-    stated = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
-    targets = config.get("target_modules")
-    if not isinstance(targets, list):
-        return ranks == stated
-    stems = [key.split(".lora_A")[0] for key in source.tensors if ".lora_A" in key]
-    return (
-        bool(ranks)
-        and ranks <= stated
-        and all(any(stem.endswith("." + target) for target in targets) for stem in stems)
-    )
+        raise AdapterError(f"{path} is not a JSON object.", "save the adapter again")
+    return config
 
 
 def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) -> Layout:
-    """The one layout that explains every key."""
-    kind = (config or {}).get("peft_type")
-    if kind is not None and kind != "LORA":
+    """The one layout that explains every key; `config` is the file's own."""
+    if config is not None and config.get("peft_type", "LORA") != "LORA":
         return layout("peft")  # which refuses it by its type
-    foreign = recognise(source.tensors)
-    if foreign:
+    if foreign := recognise(source.tensors):
         raise AdapterError(
             f"{reference} is in the {foreign.name} layout, which loramerge does not read yet.",
             foreign.hint,
@@ -129,8 +136,7 @@ def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) ->
         return layout(name)
     if len(left) == len(source.tensors):
         raise AdapterError(
-            f"{reference} is no LoRA in a layout loramerge knows; it holds "
-            f"{listed(list(source.tensors), 3)}.",
+            f"{reference} is no LoRA in a layout loramerge knows; it holds {listed(left, 3)}.",
             "see: loramerge layouts",
         )
     raise AdapterError(

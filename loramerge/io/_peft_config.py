@@ -1,120 +1,108 @@
-"""What adapter_config.json says: the scale of each module, and what is more than plain LoRA."""
+"""What adapter_config.json says of the scale of each module, and the config of a result."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from loramerge.adapter import Variant
+from loramerge.adapter import Module
 from loramerge.errors import AdapterError, UsageError
+from loramerge.io._header import shown
+from loramerge.io._layout import Given
 
-__all__ = ["Scale", "check_type", "portable_config", "scale_of", "variants_of"]
+__all__ = ["Facts", "Scale", "facts", "portable_config", "scale_of", "tails"]
 
-# Fields that steer training or loading and leave the delta weight alone.
-NEUTRAL = frozenset(
-    [
-        "auto_mapping",
-        "base_model_class",
-        "bias",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_dropout",
-        "loftq_config",
-        "lora_ga_config",
-        "megatron_config",
-        "megatron_core",
-        "modules_to_save",
-        "parent_library",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "base_model_name_or_path",
-        "alpha_pattern",
-        "rank_pattern",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "use_dora",
-        "lora_bias",
-        "trainable_token_indices",
-    ]
-)
-# init_lora_weights that change the base: A and B then stand against W - s A0 B0, not against W.
-BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga")
-NOT_PLAIN = "train it as plain LoRA, or merge it into its base model with PEFT"
-# Field set -> what it makes of the file. None of these is a sum of plain updates.
-VARIANT_FIELDS: tuple[tuple[str, str, str], ...] = (
-    ("use_qalora", "QALoRA", "it pools the input before lora_A"),
-    ("use_bdlora", "BD-LoRA", "its factors are block diagonal over shards"),
-    ("arrow_config", "Arrow", "it routes between adapters at run time"),
-    ("kasa_config", "KaSA", "it has a diagonal between lora_A and lora_B"),
-    ("velora_config", "VeLoRA", "it changes the forward pass"),
-    ("monteclora_config", "MonteCLoRA", "it samples its weights"),
-    ("alora_invocation_tokens", "aLoRA", "it applies only after its invocation tokens"),
-    ("layer_replication", "layer replication", "its layer numbers are those of an enlarged model"),
-    ("target_parameters", "expert parameters", "lora_A and lora_B hold several experts each"),
-)
+DEFAULT_RANK = DEFAULT_ALPHA = 8  # PEFT's, where a config leaves them out
+EDIT = "correct adapter_config.json, or save the adapter again"
+# A pattern comes from a stranger's file: no group may repeat, and few things may at all, or
+# matching a long name could take for ever.
+UNSAFE = re.compile(r"\)[*+{]")
+MAX_REPEATS = 4
+MAX_PATTERN = 1024
 
 
 class Scale:
     """alpha / r of each module, or alpha / sqrt(r) for rsLoRA, patterns included.
 
     rank_pattern and alpha_pattern are searched as PEFT >= 0.11 does: the first key in file order
-    that matches the end of the module path as a regular expression, each dict on its own. The rank
-    is that of the tensor, which is what B @ A has.
+    that matches the end of the module path as a regular expression, else the key that is the path
+    itself, each dict on its own. The rank is that of the tensor, which is what B @ A has.
     """
 
     def __init__(self, alpha: float, config: Mapping[str, Any]) -> None:
         self.alpha = alpha
         self.rslora = bool(config.get("use_rslora"))
-        self.patterns = _compiled(config.get("alpha_pattern") or {}, "alpha_pattern")
-        self.rank_patterns = _compiled(config.get("rank_pattern") or {}, "rank_pattern")
-        self.rank = config.get("r")
+        self.alphas = Patterns(config, "alpha_pattern")
+        self.ranks = Patterns(config, "rank_pattern")
+        self.rank = config.get("r", DEFAULT_RANK if config else None)
 
     def of(self, module: str, rank: int) -> float:
         """The factor on B @ A of one module."""
-        alpha = _lookup(self.patterns, module, self.alpha)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return self.alphas.get(module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
     def contradicts(self, module: str, rank: int) -> bool:
         """Whether the config states another rank than the tensor has."""
-        return self.rank is not None and _lookup(self.rank_patterns, module, self.rank) != rank
+        return self.rank is not None and self.ranks.get(module, self.rank) != rank
 
 
-class Unit:
-    """Scale 1 for every module, where nothing says otherwise."""
+class Patterns:
+    """A rank_pattern or alpha_pattern: values by regular expressions for the end of a path.
 
-    def of(self, module: str, rank: int) -> float:
-        """1."""
-        return 1.0
-
-    def contradicts(self, module: str, rank: int) -> bool:
-        """Nothing is stated, so nothing is contradicted."""
-        return False
-
-
-def scale_of(config: Mapping[str, Any] | None, alpha: float | None) -> Scale | Unit:
-    """The scale rule of a config, of a bare --alpha, or 1.
-
-    Raises AdapterError for a config without a usable lora_alpha, UsageError when --alpha
-    contradicts it.
+    Raises AdapterError for what is none, or could take for ever to match.
     """
-    if config is None:
-        return Unit() if alpha is None else Scale(alpha, {})
-    stated = config.get("lora_alpha", 8)  # PEFT's default
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or not math.isfinite(stated):
-        raise AdapterError(f"adapter_config.json: lora_alpha is {stated!r}, not a number.")
+
+    def __init__(self, config: Mapping[str, Any], field: str) -> None:
+        self.literal = config.get(field) or {}
+        if not isinstance(self.literal, dict):
+            raise AdapterError(f"adapter_config.json: {field} is not an object.", EDIT)
+        for pattern, value in self.literal.items():
+            if not _is_number(value):
+                raise AdapterError(
+                    f"adapter_config.json: {field}['{shown(pattern)}'] is not a number.", EDIT
+                )
+        self.searched = [(_compiled(p, field), v) for p, v in self.literal.items()]
+
+    def get(self, module: str, default: float) -> float:
+        """The value for a module path."""
+        for pattern, value in self.searched:
+            if pattern.match(module):
+                return float(value)
+        return float(self.literal.get(module, default))
+
+
+def _compiled(pattern: str, field: str) -> re.Pattern[str]:
+    repeats = len(re.findall(r"[*+]|\{\d*,", pattern))
+    if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or UNSAFE.search(pattern):
+        raise AdapterError(
+            f"adapter_config.json: {field} has a pattern that could take for ever to match: "
+            f"'{shown(pattern)}'.",
+            "write the full module paths instead",
+        )
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise AdapterError(
+            f"adapter_config.json: {field} has an invalid pattern '{shown(pattern)}': {error}.",
+            EDIT,
+        ) from None
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def scale_of(config: Mapping[str, Any], alpha: float | None) -> Scale:
+    """The scale rule of a config, or that of a bare --alpha where the config says nothing.
+
+    Raises AdapterError for a lora_alpha that is no number, UsageError when --alpha contradicts it.
+    """
+    stated = config.get("lora_alpha", alpha if alpha is not None else DEFAULT_ALPHA)
+    if not _is_number(stated):
+        raise AdapterError(
+            f"adapter_config.json: lora_alpha is {shown(repr(stated))}, not a number.", EDIT
+        )
     if alpha is not None and alpha != stated:
         raise UsageError(
             f"--alpha {alpha:g} contradicts the adapter's own config, which says {stated:g}.",
@@ -123,76 +111,66 @@ def scale_of(config: Mapping[str, Any] | None, alpha: float | None) -> Scale | U
     return Scale(float(stated), config)
 
 
-def _compiled(patterns: Any, field: str) -> list[tuple[re.Pattern[str], float]]:
-    if not isinstance(patterns, dict):
-        raise AdapterError(f"adapter_config.json: {field} is not an object.")
-    found = []
-    for pattern, value in patterns.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise AdapterError(f"adapter_config.json: {field}['{pattern}'] is not a number.")
-        if len(pattern) > 1024 or re.search(r"[*+}]\)?[*+{]", pattern):
-            raise AdapterError(
-                f"adapter_config.json: {field} has an unsafe pattern '{pattern:.60}'."
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The config that speaks for a file, None where nothing does, and what had to be assumed."""
+
+    config: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+
+def facts(given: Given, modules: Iterable[Module]) -> Facts:
+    """What says the scale of a file: its own config, its header, a config beside it, or nothing.
+
+    Raises AdapterError for a header that holds something else than facts.
+    """
+    embedded = _embedded(given)
+    config = given.config
+    if config is not None and not given.beside:
+        if embedded and embedded["lora_alpha"] != config.get("lora_alpha", DEFAULT_ALPHA):
+            return Facts(
+                config, ("its header says another lora_alpha; adapter_config.json counts",)
             )
-        try:
-            found.append((re.compile(rf"(.*\.)?({pattern})$"), float(value)))
-        except re.error as error:
-            raise AdapterError(
-                f"adapter_config.json: {field} has an invalid pattern '{pattern:.60}': {error}."
-            ) from None
-    return found
+        return Facts(config)
+    if embedded is not None:
+        return Facts({"peft_type": "LORA", **embedded})
+    if config is None or _is_about(config, modules):
+        return Facts(config)
+    return Facts(None, ("the adapter_config.json beside it is about another file",))
 
 
-def _lookup(patterns: list[tuple[re.Pattern[str], float]], module: str, default: float) -> float:
-    return next((value for pattern, value in patterns if pattern.match(module)), default)
-
-
-def check_type(config: Mapping[str, Any], where: str) -> None:
-    """Raise AdapterError unless the config is that of a LoRA."""
-    kind = config.get("peft_type")
-    if kind is None:
-        raise AdapterError(f"{where} has no peft_type: it is no PEFT adapter config.")
-    if kind != "LORA":
+def _embedded(given: Given) -> dict[str, Any] | None:
+    text = given.source.metadata.get("lora_adapter_metadata")
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
         raise AdapterError(
-            f"{where} is a PEFT adapter of type {kind}; loramerge reads type LORA.",
-            "convert it with peft.convert_to_lora, or merge it into its base model with PEFT",
+            f"{given.reference}: lora_adapter_metadata in its header is not a JSON object.",
+            "save the adapter again with the tool that made it",
         )
+    return found if "lora_alpha" in found else None
 
 
-def variants_of(config: Mapping[str, Any]) -> Iterable[Variant]:
-    """Everything in a config that makes the file more than a sum of plain updates."""
-    for name, variant, reason in VARIANT_FIELDS:
-        if config.get(name):
-            yield Variant(variant, reason, NOT_PLAIN)
-    if config.get("use_dora"):
-        yield DORA
-    if config.get("lora_bias"):
-        yield LORA_BIAS
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING):
-        yield Variant(
-            f"{init} initialisation",
-            "its factors stand against a base model that was changed at the start of training",
-            "save it again in PEFT with path_initial_model_for_weight_conversion",
-        )
+def _is_about(config: Mapping[str, Any], modules: Iterable[Module]) -> bool:
+    """Whether a config states the ranks and the targets of these modules."""
+    if config.get("peft_type") != "LORA":
+        return False
+    scale, targets = scale_of(config, None), config.get("target_modules")
+    return not any(
+        scale.contradicts(module.name, module.rank)
+        or (isinstance(targets, list) and not any(t in targets for t in tails(module.name)))
+        for module in modules
+    )
 
 
-DORA = Variant(
-    "DoRA",
-    "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "merge it into its base model with PEFT, and extract a LoRA from the result",
-)
-LORA_BIAS = Variant(
-    "lora_bias",
-    "lora_B carries a bias, which is no part of the delta weight",
-    "train it with lora_bias=False",
-)
-
-
-def unknown_fields(config: Mapping[str, Any]) -> list[str]:
-    """Config fields that loramerge does not know and cannot judge, where they are set."""
-    known = NEUTRAL | {name for name, _, _ in VARIANT_FIELDS}
-    return sorted(name for name, value in config.items() if name not in known and value)
+def tails(path: str) -> list[str]:
+    """A module path and every shorter path it ends in: what PEFT matches names against."""
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def portable_config(

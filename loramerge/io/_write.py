@@ -1,22 +1,26 @@
 """Writing safetensors files: deterministic bytes, any order, and all or nothing."""
 
 import ctypes
+import errno
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from loramerge.errors import OutputError
+from loramerge.io._header import DTYPE_BYTES
 from loramerge.io._layout import Stored, Written
-from loramerge.io._source import DTYPE_BYTES
 
 __all__ = ["TensorWriter", "file_size", "staged"]
 
 ALIGNMENT = 8
+SINGLE = ".safetensors"
+# What tells that a directory holds an adapter, so that --force may replace it.
+OURS = frozenset(("adapter_config.json", "adapter_model.safetensors", "loramerge.json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +36,24 @@ class TensorWriter:
         start, stop = self.offsets[key]
         if len(data) != stop - start:
             raise AssertionError(f"{key}: {len(data)} bytes for {stop - start}")
-        position, view = self.data_start + start, memoryview(data)
-        while view:
-            count = os.pwrite(self.descriptor, view, position)
-            position, view = position + count, view[count:]
+        _pwrite(self.descriptor, data, self.data_start + start)
 
 
 def start_file(descriptor: int, written: Written) -> TensorWriter:
     """Write the header into an empty file."""
     head, offsets = _header(written)
-    os.pwrite(descriptor, head, 0)
+    _pwrite(descriptor, head, 0)
     end = max((stop for _, stop in offsets.values()), default=0)
     os.ftruncate(descriptor, len(head) + end)
     return TensorWriter(descriptor, len(head), offsets)
+
+
+def _pwrite(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """All of it: one call may write less, on a disk that is nearly full for example."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, position)
+        position, view = position + count, view[count:]
 
 
 def file_size(written: Written) -> int:
@@ -63,10 +72,14 @@ def nbytes(stored: Stored) -> int:
 
 def _header(written: Written) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """Header bytes and offsets: wide dtypes first, then by name, as the safetensors library."""
-    header: dict[str, object] = {"__metadata__": dict(sorted(written.metadata.items()))}
+    # Half a surrogate pair, from a path that is no text, would make the file unreadable elsewhere.
+    facts = {key: text.encode(errors="replace").decode() for key, text in written.metadata.items()}
+    header: dict[str, object] = {"__metadata__": dict(sorted(facts.items()))}
     offsets: dict[str, tuple[int, int]] = {}
     end = 0
     for stored in sorted(written.tensors, key=lambda t: (-DTYPE_BYTES[t.dtype], t.key)):
+        if stored.key in offsets:
+            raise AssertionError(f"{stored.key} is written twice")
         offsets[stored.key] = (end, end + nbytes(stored))
         end = offsets[stored.key][1]
         header[stored.key] = {
@@ -85,45 +98,81 @@ def staged(final: Path, force: bool) -> Iterator[Path]:
 
     What the block leaves in the directory takes the place of `final`: the directory itself, or,
     where `final` names a .safetensors file, the one file of that name inside. A killed run leaves
-    nothing at `final` and a sibling that no later run stumbles over.
+    nothing at `final` and a sibling that no later run stumbles over. Raises OutputError.
     """
     check_free(final, force)
+    with _reported(final):
+        final = final.absolute()
+        new = [parent for parent in final.parents if not parent.exists()]
+        temporary = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}.tmp"
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            made = temporary / final.name if final.suffix == SINGLE else temporary
+            for path in [*temporary.iterdir(), temporary]:
+                _sync(path)
+            check_free(final, force)
+            _put(made, final)
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for parent in new:
+                with suppress(OSError):
+                    parent.rmdir()  # keeps one that holds something: the result
+
+
+@contextmanager
+def _reported(final: Path) -> Iterator[None]:
+    """What the system refuses while an output is written, as OutputError."""
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
-        temporary.mkdir()
+        yield
     except OSError as error:
-        raise OutputError(f"{final} cannot be written: {error.strerror}.") from None
-    try:
-        yield temporary
-        made = temporary / final.name if final.suffix == ".safetensors" else temporary
-        for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
-        _put(made, final)
-        _sync(final.parent)
-    except OSError as error:
-        raise OutputError(f"{final} cannot be written: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            f"{final} cannot be written: {error.strerror or error}.",
+            "free some space, or choose another disk with -o" if full else "choose another -o",
+        ) from error
 
 
 def check_free(final: Path, force: bool) -> None:
-    """Raise OutputError where something stands at the output already."""
-    if final.exists() and not force:
+    """Raise OutputError where something stands at the output that is not to be replaced.
+
+    --force replaces a file by a file, and a directory by a directory only if it holds an adapter.
+    """
+    with _reported(final):
+        _check_free(final, force)
+
+
+def _check_free(final: Path, force: bool) -> None:
+    if not (final.exists() or final.is_symlink()):
+        return
+    if not force:
         raise OutputError(f"{final} exists.", "use --force to replace it, or -o for another name")
-    if final.exists() and final.is_dir() != (final.suffix != ".safetensors"):
+    if final.is_dir() != (final.suffix != SINGLE):
         kind = "directory" if final.is_dir() else "file"
         raise OutputError(f"{final} is a {kind}; it will not be replaced.", "choose another -o")
+    if not final.is_dir():
+        return
+    if Path.cwd().is_relative_to(final.resolve()):
+        raise OutputError(f"{final} is the current directory or above it.", "choose another -o")
+    found = {path.name for path in final.iterdir()}
+    if found and not found & OURS:
+        raise OutputError(
+            f"{final} is a directory that holds no adapter; it will not be replaced.",
+            "choose another -o",
+        )
 
 
 def _put(made: Path, final: Path) -> None:
-    """Move into place. What stood there is exchanged first and removed with the temporary."""
-    if not final.is_dir():
+    """Move into place. A directory that stood there is exchanged and removed as the temporary."""
+    if not final.is_dir() or final.is_symlink():
+        if final.is_symlink() and made.is_dir():
+            final.unlink()
         made.replace(final)
         return
     if _exchange(made, final):
         return
-    aside = made.with_suffix(".old")
+    aside = made.with_name(made.name + ".old")
     final.rename(aside)
     try:
         made.rename(final)

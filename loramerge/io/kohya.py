@@ -1,12 +1,14 @@
 """kohya sd-scripts: one file, <lora_name>.lora_down.weight, .lora_up.weight and .alpha."""
 
+import math
 import re
 import struct
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import replace
 
 from loramerge.adapter import Adapter, Module, Variant
-from loramerge.errors import AdapterError, UsageError
-from loramerge.io._grammar import Grammar, check_pairs, pair_shape
+from loramerge.errors import AdapterError, UsageError, listed
+from loramerge.io._grammar import INCOMPLETE, Grammar, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._source import Source
 
@@ -44,69 +46,64 @@ def explains(key: str) -> bool:
 
 def read(given: Given) -> Adapter:
     """Describe a kohya file. Scale alpha / rank of the tensor; no alpha, or 0, means scale 1."""
+    source, where = given.source, given.reference
     if given.alpha is not None:
         raise UsageError(
-            f"{given.reference} holds an alpha for each module; --alpha is for bare PEFT files.",
+            f"{where} holds an alpha for each module; --alpha is for bare PEFT files.",
             "leave --alpha out",
         )
-    source = cast(Source, given.source)
     groups = GRAMMAR.group(source.tensors)
-    check_pairs(groups, "A", "B", given.reference)
+    check_pairs(groups, "A", "B", where)
+    if alone := [key for roles in groups.values() if "A" not in roles for key in roles.values()]:
+        raise AdapterError(f"{where}: these belong to no pair: {listed(alone, 4)}.", INCOMPLETE)
     modules: dict[str, Module] = {}
+    silent = 0
     for name, roles in groups.items():
-        if "A" not in roles:
-            raise AdapterError(
-                f"{given.reference}: {next(iter(roles.values()))} belongs to no pair."
-            )
         A, B = source.tensors[roles["A"]], source.tensors[roles["B"]]
-        pair = pair_shape(roles["A"], A, B)
-        alpha = source.scalar(roles["alpha"]) if "alpha" in roles else 0.0
-        modules[name] = Module(
-            name=name,
-            kind=pair.kind,
-            out_features=pair.out_features,
-            in_features=pair.in_features,
-            rank=pair.rank,
-            scaling=alpha / pair.rank if alpha else 1.0,
-            dtype=A.dtype if A.dtype == B.dtype else "F32",
-            keys=roles,
-            kernel=pair.kernel,
-        )
-    missing = sum("alpha" not in roles for roles in groups.values())
+        module = pair(name, roles, A, B, "linear")
+        alpha = _alpha(source, roles)
+        modules[name] = replace(module, scaling=alpha / module.rank) if alpha else module
+        silent += not alpha
     return Adapter(
-        reference=given.reference,
+        reference=where,
         layout="kohya",
         modules=modules,
         source=source,
         variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
-        metadata=given.metadata,
-        base_model=given.metadata.get("ss_base_model_version"),
-        assumed=(f"scale 1 for {missing} modules without .alpha, as kohya does",)
-        if missing
+        metadata=source.metadata,
+        base_model=source.metadata.get("ss_base_model_version"),
+        assumed=(f"scale 1 for {silent} modules whose alpha is missing or 0, as kohya does",)
+        if silent
         else (),
     )
+
+
+def _alpha(source: Source, roles: Mapping[str, str]) -> float:
+    """The stored alpha, of any dtype and as 0-d or one element; 0 where there is none."""
+    alpha = source.scalar(roles["alpha"]) if "alpha" in roles else 0.0
+    if not math.isfinite(alpha):
+        raise AdapterError(
+            f"{source.path}: {roles['alpha']} is {alpha}.", "use an earlier checkpoint"
+        )
+    return alpha
 
 
 def write(draft: Draft) -> Written:
     """Pairs with one alpha for all modules, the largest rank: diffusers reads only one."""
     tensors: list[Stored] = []
+    alpha = struct.pack("<f", draft.rank)
     for module in draft.modules:
-        channels = module.in_features
-        for size in module.kernel:
-            channels //= size
-        A_shape = (module.rank, channels, *module.kernel)
-        B_shape = (module.out_features, module.rank, *(1,) * len(module.kernel))
-        alpha = struct.pack("<f", draft.rank)
+        A, B = factor_shapes(module)
         tensors += [
-            Stored(f"{module.name}.lora_down.weight", module.dtype, A_shape, module.name, "A"),
-            Stored(f"{module.name}.lora_up.weight", module.dtype, B_shape, module.name, "B"),
-            Stored(f"{module.name}.alpha", "F32", (), constant=alpha),
+            Stored(f"{module.name}.lora_down.weight", module.dtype, A, module.name, "A"),
+            Stored(f"{module.name}.lora_up.weight", module.dtype, B, module.name, "B"),
+            Stored(f"{module.name}.alpha", "F32", (), content=lambda: alpha),
         ]
+    first, *others = (source.metadata for source in draft.sources)
     kept = {
-        key: value
+        key: first[key]
         for key in KEPT
-        if len({source.metadata.get(key) for source in draft.sources}) == 1
-        and (value := draft.sources[0].metadata.get(key)) is not None
+        if key in first and all(other.get(key) == first[key] for other in others)
     }
     network = {
         "ss_network_module": "networks.lora",

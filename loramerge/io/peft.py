@@ -2,203 +2,178 @@
 
 import json
 import re
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from loramerge.adapter import Adapter, Extra, Module, TensorInfo, Variant
+from loramerge.adapter import Adapter, Extra, Kind, Module
 from loramerge.errors import AdapterError, listed
-from loramerge.io._grammar import Grammar, check_pairs, pair_shape
+from loramerge.io._grammar import Grammar, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
-from loramerge.io._peft_config import (
-    DORA,
-    LORA_BIAS,
-    check_type,
-    portable_config,
-    scale_of,
-    unknown_fields,
-    variants_of,
-)
+from loramerge.io._peft_config import facts, portable_config, scale_of, tails
+from loramerge.io._peft_kinds import check_type, signs, unknown_fields, variants
+from loramerge.io._source import Source
 
 PREFIX = "base_model.model."
-# What wrappers of the training loop leave in a path; PEFT itself would then load nothing.
+# What training loops wrap around a model; PEFT itself would then load nothing.
 WRAPPERS = re.compile(
-    r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
+    r"^((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+    r"|(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-NAME = r"(?P<module>.+?)"
+NAME, LABEL = r"(?P<module>.+?)", r"(\.[^.]+)?"
 GRAMMAR = Grammar(
     (
-        ("A", re.compile(NAME + r"\.lora_A(\.[^.]+)?\.weight")),
-        ("B", re.compile(NAME + r"\.lora_B(\.[^.]+)?\.weight")),
-        ("embedding_A", re.compile(NAME + r"\.lora_embedding_A(\.[^.]+)?")),
-        ("embedding_B", re.compile(NAME + r"\.lora_embedding_B(\.[^.]+)?")),
-        ("magnitude", re.compile(NAME + r"\.lora_magnitude_vector(\.[^.]+)?")),
-        ("lora_bias", re.compile(NAME + r"\.lora_B(\.[^.]+)?\.bias")),
+        ("A", re.compile(NAME + r"\.lora_A" + LABEL + r"\.weight")),
+        ("B", re.compile(NAME + r"\.lora_B" + LABEL + r"\.weight")),
+        ("embedding_A", re.compile(NAME + r"\.lora_embedding_A" + LABEL)),
+        ("embedding_B", re.compile(NAME + r"\.lora_embedding_B" + LABEL)),
     )
 )
-ADAPTER_NAME = re.compile(
-    r"\.lora_(?:embedding_)?[AB]\.(?!weight$|bias$)(?P<name>[^.]+?)(?:\.(?:weight|bias))?$"
+KINDS: tuple[tuple[Kind, str, str], ...] = (
+    ("linear", "A", "B"),
+    ("embedding", "embedding_A", "embedding_B"),
 )
+ADAPTER_NAME = re.compile(r"\.lora_(?:embedding_)?[AB]\.(?!weight$|bias$)([^.]+)")
 # Tensors beside the factors, by the end of their key: what they are to PEFT.
 EXTRAS = (
     ("token rows", ".token_adapter.trainable_tokens_delta"),
     ("bias", ".bias"),
     ("saved module", ""),
 )
+# Config fields that a bare file carries in its header: those of its scale, those of its extras.
+OF_SCALE = ("fan_in_fan_out", "lora_alpha", "r", "rank_pattern")
+OF_EXTRAS = ("bias", "modules_to_save", "trainable_token_indices")
+# In keys of a live model's state dict only; save_pretrained leaves these segments out.
+LIVE = re.compile(r"\.(original_module|modules_to_save)\.")
 
 
 def explains(key: str) -> bool:
-    """LoRA keys of any PEFT spelling, and whatever else stands under base_model.model."""
-    return GRAMMAR.parse(key) is not None or key.startswith(PREFIX)
+    """LoRA keys of any PEFT spelling, and what PEFT may save beside them."""
+    beside = WRAPPERS.sub("", key).startswith(PREFIX) and ".lora_" not in key
+    return beside or GRAMMAR.parse(key) is not None or bool(signs(key))
 
 
 def read(given: Given) -> Adapter:
     """Describe a PEFT file. Raises AdapterError for one that no plain LoRA explains."""
-    where = given.reference
-    config = _facts(given)
-    assumed: list[str] = []
-    if config is not None:
-        check_type(config, where)
-    scale = scale_of(config, given.alpha)
-    groups = GRAMMAR.group(given.source.tensors)
-    _check_one_adapter(given, where)
-    for a, b in (("A", "B"), ("embedding_A", "embedding_B")):
-        check_pairs(groups, a, b, where)
-    modules: dict[str, Module] = {}
-    contradicted: list[str] = []
-    for stored, roles in groups.items():
-        if "A" not in roles and "embedding_A" not in roles:
-            continue
-        module = _module(_clean(stored), roles, given.source.tensors, scale.of)
-        if module.name in modules:
-            raise AdapterError(f"{where} holds {module.name} twice, once inside a wrapper.")
-        modules[module.name] = module
-        if scale.contradicts(module.name, module.rank):
-            contradicted.append(module.name)
-    if not modules:
-        raise AdapterError(f"{where} holds no lora_A and lora_B tensors.", "see: loramerge layouts")
-    if contradicted:
-        assumed.append(
-            f"the config states another rank than the tensors of {listed(contradicted, 3)}; "
-            "the tensors' rank is used"
-        )
-    if config and (unknown := unknown_fields(config)):
-        assumed.append(f"config fields unknown to loramerge are left out: {listed(unknown)}")
-    unscaled = config is None and given.alpha is None
+    source, where = given.source, given.reference
+    if given.config is not None and not given.beside:
+        check_type(given.config, where)
+    _check_keys(source, where)
+    plain = _modules(source, where)
+    found = facts(given, plain.values())
+    config, notes = found.config or {}, list(found.notes)
+    unscaled = found.config is None and given.alpha is None
+    modules = plain
+    if not unscaled:
+        scale = scale_of(config, given.alpha)
+        modules = {n: replace(m, scaling=scale.of(n, m.rank)) for n, m in plain.items()}
+        if wrong := [n for n, m in plain.items() if scale.contradicts(n, m.rank)]:
+            notes.append(
+                f"the config states another rank than the tensors of {listed(wrong, 3)}; the "
+                "tensors' rank is used"
+            )
+    if unknown := unknown_fields(config):
+        notes.append(f"config fields unknown to loramerge are left out: {listed(unknown)}")
     if unscaled:
-        assumed.append("scale 1: the file does not say its alpha (--alpha N sets it)")
+        notes.append(
+            "scale 1 and fan_in_fan_out false: the file says neither (--alpha N sets the scale)"
+        )
+    base = config.get("base_model_name_or_path")
     return Adapter(
-        reference=given.reference,
+        reference=where,
         layout="peft",
         modules=modules,
-        source=given.source,
-        extras=_extras(given),
-        variants=_variants(config or {}, groups),
-        config=config or {},
-        metadata=given.metadata,
-        base_model=(config or {}).get("base_model_name_or_path"),
-        assumed=tuple(assumed),
+        source=source,
+        extras=_extras(source),
+        variants=variants(config, source.tensors),
+        config=config,
+        metadata=source.metadata,
+        base_model=base if isinstance(base, str) else None,
+        assumed=tuple(notes),
         scale_assumed=unscaled,
     )
 
 
-def _facts(given: Given) -> Mapping[str, Any] | None:
-    """The config beside the file, or the one a bare file carries in its own header."""
-    embedded = given.metadata.get("lora_adapter_metadata")
-    if given.config is not None or embedded is None:
-        return given.config
-    try:
-        facts = json.loads(embedded)
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise AdapterError(f"{given.reference}: lora_adapter_metadata is not a JSON object.")
-    return {"peft_type": "LORA", **facts}
-
-
-def _check_one_adapter(given: Given, where: str) -> None:
-    names = {match["name"] for key in given.source.tensors if (match := ADAPTER_NAME.search(key))}
+def _check_keys(source: Source, where: str) -> None:
+    """Raise AdapterError for what only a live model's state dict holds: several adapters, say."""
+    names = {match[1] for key in source.tensors if (match := ADAPTER_NAME.search(key))}
     if len(names) > 1:
         raise AdapterError(
             f"{where} holds {len(names)} adapters in one file: {listed(sorted(names))}.",
-            "save each with PEFT's save_pretrained(selected_adapters=[...])",
+            "save each by itself: model.save_pretrained(..., selected_adapters=[...])",
+        )
+    if live := [key for key in source.tensors if LIVE.search(key)]:
+        raise AdapterError(
+            f"{where} is the state dict of a live PEFT model: {listed(live, 3)}.",
+            "save the adapter with model.save_pretrained(...)",
         )
 
 
+def _modules(source: Source, where: str) -> dict[str, Module]:
+    """Every module by its path in the base model, with scaling 1."""
+    groups = GRAMMAR.group(source.tensors)
+    modules: dict[str, Module] = {}
+    for _, a, b in KINDS:
+        check_pairs(groups, a, b, where)
+    for stored, roles in groups.items():
+        for kind, a, b in KINDS:
+            if a not in roles:
+                continue
+            name, keys = _clean(stored), {"A": roles[a], "B": roles[b]}
+            if name in modules:
+                raise AdapterError(
+                    f"{where} holds {name} twice: {modules[name].keys['A']}, {keys['A']}.",
+                    "remove one of them from the file",
+                )
+            A, B = source.tensors[keys["A"]], source.tensors[keys["B"]]
+            modules[name] = pair(name, keys, A, B, kind)
+    if not modules:
+        raise AdapterError(
+            f"{where} holds no lora_A and lora_B tensors, but {listed(list(source.tensors), 3)}.",
+            "see: loramerge layouts",
+        )
+    return modules
+
+
 def _clean(path: str) -> str:
-    """A module path without the wrappers of training loops and without PEFT's own prefix."""
-    path = WRAPPERS.sub("", path).lstrip(".")
-    return path.removeprefix(PREFIX)
+    """A path without the wrappers of training loops and without PEFT's own prefix."""
+    return WRAPPERS.sub("", path).removeprefix(PREFIX)
 
 
-def _module(
-    name: str, roles: Mapping[str, str], tensors: Mapping[str, TensorInfo], scaling: Any
-) -> Module:
-    embedding = "embedding_A" in roles
-    keys = (roles["embedding_A"], roles["embedding_B"]) if embedding else (roles["A"], roles["B"])
-    A, B = tensors[keys[0]], tensors[keys[1]]
-    pair = pair_shape(keys[0], A, B, embedding)
-    return Module(
-        name=name,
-        kind=pair.kind,
-        out_features=pair.out_features,
-        in_features=pair.in_features,
-        rank=pair.rank,
-        scaling=scaling(name, pair.rank),
-        dtype=A.dtype if A.dtype == B.dtype else "F32",
-        keys={"A": keys[0], "B": keys[1]},
-        kernel=pair.kernel,
-    )
-
-
-def _extras(given: Given) -> tuple[Extra, ...]:
+def _extras(source: Source) -> tuple[Extra, ...]:
     return tuple(
         Extra(key, next(role for role, end in EXTRAS if key.endswith(end)), info)
-        for key, info in given.source.tensors.items()
-        if GRAMMAR.parse(key) is None
+        for key, info in source.tensors.items()
+        if GRAMMAR.parse(key) is None and not signs(key)
     )
-
-
-def _variants(
-    config: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]
-) -> tuple[Variant, ...]:
-    found = {variant.name: variant for variant in variants_of(config)}
-    roles = {role for group in groups.values() for role in group}
-    for role, variant in (("magnitude", DORA), ("lora_bias", LORA_BIAS)):
-        if role in roles:
-            found[variant.name] = variant
-    return tuple(found.values())
 
 
 def write(draft: Draft) -> Written:
     """The portable form: scale folded in, lora_alpha = r, target_modules names every module."""
     tensors: list[Stored] = []
     for module in draft.modules:
-        ones = (1,) * len(module.kernel)
-        channels = module.in_features
-        for size in module.kernel:
-            channels //= size
+        A, B = factor_shapes(module)
         a, b = (
             ("lora_embedding_A", "lora_embedding_B")
             if module.kind == "embedding"
             else ("lora_A.weight", "lora_B.weight")
         )
-        A_shape = (module.rank, channels, *module.kernel)
-        B_shape = (module.out_features, module.rank, *ones)
         stem = PREFIX + module.name
-        tensors.append(Stored(f"{stem}.{a}", module.dtype, A_shape, module.name, "A"))
-        tensors.append(Stored(f"{stem}.{b}", module.dtype, B_shape, module.name, "B"))
+        tensors.append(Stored(f"{stem}.{a}", module.dtype, A, module.name, "A"))
+        tensors.append(Stored(f"{stem}.{b}", module.dtype, B, module.name, "B"))
     source = draft.sources[0].source
     for extra in draft.extras:
-        data = source.read(extra.key)
-        tensors.append(Stored(extra.key, extra.info.dtype, extra.info.shape, constant=data))
+        key, content = PREFIX + _clean(extra.key), partial(source.read, extra.key)
+        tensors.append(Stored(key, extra.info.dtype, extra.info.shape, content=content))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
-    facts = {name: config[name] for name in ("fan_in_fan_out", "lora_alpha", "r", "rank_pattern")}
+    stated = (*OF_SCALE, *(OF_EXTRAS if draft.extras else ()))
+    header = {name: config[name] for name in stated}
     return Written(
         tensors=tuple(tensors),
         metadata={
             "format": "pt",
-            "lora_adapter_metadata": json.dumps(facts, separators=(",", ":")),
+            "lora_adapter_metadata": json.dumps(header, separators=(",", ":")),
         },
         companions={"adapter_config.json": (json.dumps(config, indent=2) + "\n").encode()},
     )
@@ -214,14 +189,13 @@ def _config(draft: Draft) -> dict[str, Any]:
     )
     kept = set(config["target_modules"])
     shadowed = {name for source in draft.sources for name in source.modules} - kept
-    if excluded := sorted(name for name in shadowed if not kept.isdisjoint(_tails(name))):
+    if excluded := sorted(name for name in shadowed if not kept.isdisjoint(tails(name))):
         # PEFT takes a target for the end of a path, and would expect tensors for these too.
         config["exclude_modules"] = excluded
     if draft.extras:
-        source = draft.sources[0].config
-        config["modules_to_save"] = source.get("modules_to_save")
-        config["bias"] = source.get("bias", "none")
-        config["trainable_token_indices"] = source.get("trainable_token_indices")
+        saved = {_clean(e.key).rpartition(".")[0] for e in draft.extras if e.role == EXTRAS[-1][0]}
+        source = {"modules_to_save": sorted(saved) or None, **draft.sources[0].config}
+        config |= {name: source.get(name, config.get(name)) for name in OF_EXTRAS}
     return config
 
 
@@ -233,16 +207,10 @@ def _rank_pattern(draft: Draft) -> dict[str, int]:
     `block.lin` is named, even if its rank is `r`, where `lin` is.
     """
     own = {module.name for module in draft.modules if module.rank != draft.rank}
-    named = [m for m in draft.modules if m.name in own or not own.isdisjoint(_tails(m.name))]
+    named = [module for module in draft.modules if not own.isdisjoint(tails(module.name))]
     named.sort(key=lambda module: (-len(module.name), module.name.count("."), module.name))
     plain = re.compile(r"[\w.-]+")
     return {m.name if plain.fullmatch(m.name) else re.escape(m.name): m.rank for m in named}
-
-
-def _tails(name: str) -> list[str]:
-    """Every shorter path that `name` ends in."""
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(1, len(parts))]
 
 
 LAYOUT = Layout(
