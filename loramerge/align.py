@@ -1,6 +1,6 @@
 """Which modules of which adapters belong together; every mismatch is named, all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -61,20 +61,25 @@ def align(
     _check_globs(include, names, "--include")
     _check_globs(exclude, names, "--exclude")
     _check_common(adapters)
-    chosen = [
+    chosen = {
         name
         for name in names
         if (not include or any(fnmatchcase(name, glob) for glob in include))
         and not any(fnmatchcase(name, glob) for glob in exclude)
-    ]
+    }
     if not chosen:
-        raise UsageError("--include and --exclude leave no module.")
-    aligned = [Aligned(n, tuple(adapter.modules.get(n) for adapter in adapters)) for n in chosen]
+        raise UsageError("--include and --exclude leave no module.", "leave one of them out")
+    aligned = [
+        Aligned(name, tuple(adapter.modules.get(name) for adapter in adapters))
+        for name in names
+        if name in chosen
+    ]
     _check_shapes(adapters, aligned)
     partial = [module for module in aligned if None in module.members]
     if partial and missing == "error":
+        count = f"{len(partial)} module{'s are' if len(partial) > 1 else ' is'}"
         raise IncompatibleError(
-            f"{len(partial)} modules are missing in some adapters: "
+            f"{count} missing in some adapters: "
             f"{listed([_where(module, adapters) for module in partial], 4)}.",
             "--missing zero lets them contribute nothing, --missing skip leaves them out",
         )
@@ -83,7 +88,7 @@ def align(
         raise IncompatibleError("No module is in every adapter.", "leave out --missing skip")
     return Alignment(
         modules=tuple(kept),
-        excluded=tuple(name for name in names if name not in set(chosen)),
+        excluded=tuple(name for name in names if name not in chosen),
         skipped=tuple(m.name for m in partial if missing == "skip"),
         partial=tuple(m.name for m in partial if missing == "zero"),
     )
@@ -100,12 +105,16 @@ def _where(module: Aligned, adapters: Sequence[Adapter]) -> str:
 
 def _check_globs(globs: Sequence[str], names: Sequence[str], flag: str) -> None:
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            close = did_you_mean(glob, names)
-            raise UsageError(
-                f"{flag} '{glob}' matches no module.",
-                f"did you mean '{close}'?" if close else f"a module is called '{names[0]}'",
-            )
+        if any(fnmatchcase(name, glob) for name in names):
+            continue
+        plain = glob.strip("*.")
+        leaves = {name.rpartition(".")[2] for name in names}
+        leaf = plain if plain in leaves else did_you_mean(plain, leaves)
+        close = f"*.{leaf}" if leaf else did_you_mean(glob, names)
+        raise UsageError(
+            f"{flag} '{glob}' matches no module.",
+            f"did you mean '{close}'?" if close else f"a module is called '{names[0]}'",
+        )
 
 
 def _check_common(adapters: Sequence[Adapter]) -> None:
@@ -114,11 +123,35 @@ def _check_common(adapters: Sequence[Adapter]) -> None:
         if first.modules.keys() & other.modules.keys():
             continue
         mine, theirs = next(iter(first.modules)), next(iter(other.modules))
-        raise IncompatibleError(
+        message = (
             f"{first.reference} and {other.reference} have no module in common: "
-            f"one has '{mine}', the other '{theirs}'.",
+            f"one has '{mine}', the other '{theirs}'"
+        )
+        if prefixes := _prefixes(first.modules, other.modules):
+            raise IncompatibleError(
+                f"{message}; only the prefixes '{prefixes[0]}' and '{prefixes[1]}' differ.",
+                "two versions of the model's code name them so; save both with the same one",
+            )
+        raise IncompatibleError(
+            f"{message}.",
             f"see what each adapts: loramerge inspect {first.reference} {other.reference}",
         )
+
+
+def _prefixes(mine: Collection[str], theirs: Collection[str]) -> tuple[str, str] | None:
+    """The two prefixes in which all names differ, if nothing else differs but a version."""
+    name = next(iter(mine))
+    parts = name.split(".")
+    for start in range(len(parts)):
+        tail = ".".join(parts[start:])
+        for other in theirs:
+            if not f".{other}".endswith(f".{tail}"):
+                continue
+            old, new = name.removesuffix(tail), other.removesuffix(tail)
+            renamed = all(new + one.removeprefix(old) in theirs for one in mine)
+            if renamed and not any(character.isdigit() for character in old + new):
+                return old, new
+    return None
 
 
 def _check_shapes(adapters: Sequence[Adapter], aligned: Sequence[Aligned]) -> None:
