@@ -1,8 +1,10 @@
 """The kernels on the CPU: NumPy, scikit-learn for k-means."""
 
+import importlib
+from functools import cache
 from typing import Any
 
-from loramerge._lazy import np, sklearn_cluster
+from loramerge._lazy import np, sklearn_cluster, threadpoolctl
 from loramerge.adapter import Array
 
 # Points nearer than this share of the longest one count as the same point.
@@ -46,6 +48,18 @@ def _kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Any
     if len(distinct) <= k:
         labels[live] = member.reshape(-1)
         return labels, 0.0
-    model = sklearn_cluster.KMeans(k, n_init=restarts, random_state=seed).fit(points[live])
+    model = sklearn_cluster.KMeans(k, n_init=restarts, random_state=seed)
+    with _libraries().limit(limits=1, user_api="openmp"):
+        model.fit(points[live])
     labels[live] = model.labels_
     return labels, model.inertia_
+
+
+@cache
+def _libraries() -> Any:
+    """What scikit-learn computes with. A team of OpenMP threads is slower on problems this small.
+
+    The limit is one of the calling thread alone, so that every fit sets its own.
+    """
+    importlib.import_module("sklearn.cluster")
+    return threadpoolctl.ThreadpoolController()
