@@ -89,20 +89,20 @@ def describe(options: type[Options]) -> list[Option]:
 
 
 def _option(name: str, hint: Any, default: Any) -> Option:
-    meta = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, msgspec.Meta)), None)
+    metas = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
     found = _parts(hint)
     bounds = {
         key: value
-        for source in (meta, *found.metas)
+        for source in found.metas
         for key in SIGNS
         if (value := getattr(source, key, None)) is not None
     }
-    extra = (meta.extra if meta else None) or {}
+    extra = {key: value for meta in metas for key, value in (meta.extra or {}).items()}
     return Option(
         name=name,
         type=next(iter(found.plain), str),
         default=default,
-        description=(meta.description if meta else None) or "",
+        description=next((meta.description for meta in metas if meta.description), ""),
         choices=found.words if not found.plain else (),
         words=found.words if found.plain else (),
         repeated=found.repeated,
