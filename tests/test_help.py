@@ -1,0 +1,136 @@
+"""Help pages: grouped, narrow enough, and each ends with a command that works."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from loramerge.cli import cli
+from loramerge.cli.flags import Command
+from loramerge.recipe import find
+from tests.typed import bare, shell, typed
+
+CONTEXT = cli.make_context("loramerge", ["--help"], resilient_parsing=True)
+NAMES = cli.list_commands(CONTEXT)
+
+
+def command(name: str) -> Command:
+    found = cli.get_command(CONTEXT, name)
+    assert isinstance(found, Command)
+    return found
+
+
+def page(name: str) -> list[str]:
+    done = typed(name, "--help")
+    assert (done.code, done.err) == (0, "")
+    return done.out.splitlines()
+
+
+def headings(lines: list[str]) -> list[str]:
+    return [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Path:
+    """A directory with everything the examples name."""
+    for name in ("a", "my-adapter"):
+        bare("sh3_rev", tmp_path / name / "adapter_model.safetensors")
+    bare("sort_inter", tmp_path / "b" / "adapter_model.safetensors")
+    bare("sh3_rev", tmp_path / "a.safetensors")
+    bare("sort_inter", tmp_path / "b.safetensors")
+    return tmp_path
+
+
+def test_the_main_page_names_every_command_under_a_heading() -> None:
+    lines = typed("--help").out.splitlines()
+    assert headings(lines) == [
+        "Options",
+        "Merge (many adapters to one)",
+        "Compress (one adapter)",
+        "Look",
+        "Examples",
+    ]
+    listed = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    assert set(NAMES) <= set(listed)
+
+
+def test_no_words_is_a_question_for_help() -> None:
+    done = typed()
+    assert (done.code, done.out) == (2, "")
+    assert done.err == typed("--help").out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_help_page_ends_with_a_command_that_works(name: str, adapters: Path) -> None:
+    lines = page(name)
+    assert lines[-2:] == ["Example:", f"  {command(name).example}"]
+    assert lines[-1].split()[:2] == ["loramerge", name]
+    done = shell(lines[-1].strip(), adapters)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_lists_a_methods_own_options_first_and_the_shared_groups_in_order(name: str) -> None:
+    found = headings(page(name))[:-1]
+    order = [
+        f"Options of {name}",
+        "Rank of the result",
+        "Merge",
+        "Input",
+        "Output",
+        "Computing",
+        "Other",
+    ]
+    assert found == [heading for heading in order if heading in found]
+    assert set(found) <= set(order)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_says_what_it_does_and_stands_on_its_page(name: str) -> None:
+    lines = page(name)
+    for param in command(name).params:
+        if isinstance(param, click.Option) and not param.hidden:
+            assert param.help
+            assert param.help[0] not in " [", f"{param.name} has no sentence"
+            assert any(max(param.opts, key=len) in line[:40] for line in lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_help_is_never_wider_than_100_columns(name: str, columns: str) -> None:
+    lines = typed(name, "--help", env={"COLUMNS": columns}).out.splitlines()
+    assert max(map(len, lines)) <= min(int(columns), 100)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_keeps_no_indentation_of_the_source(name: str) -> None:
+    text = page(name)[2 : page(name).index("Other:")]
+    sentences = [line for line in text if line.startswith("  ") and not line.startswith("  -")]
+    prose = [line for line in sentences if not line.startswith("   ")]
+    assert prose
+    assert all("    " not in line for line in prose)
+
+
+def test_a_preset_says_what_it_is_equal_to() -> None:
+    for name in NAMES:
+        if name in ("inspect", "methods", "layouts", "env"):
+            continue
+        method, preset = find(name)
+        if preset:
+            text = " ".join(page(name))
+            assert f"The same as `loramerge {method.name}" in text
+            assert f"= {method.name}" in typed("methods").out
+
+
+def test_cat_is_arithmetic_at_full_rank(adapters: Path) -> None:
+    first = shell("loramerge cat a b -q -o one.safetensors", adapters)
+    second = shell("loramerge arithmetic --rank full a b -q -o two.safetensors", adapters)
+    assert (first.code, second.code) == (0, 0)
+    one, two = adapters / "one.safetensors", adapters / "two.safetensors"
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_version_is_the_packages() -> None:
+    from loramerge import __version__
+
+    assert typed("--version").out == f"loramerge, version {__version__}\n"
