@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
 from loramerge.linalg import _numpy, _torch
 from loramerge.linalg.kernels import kernels
@@ -193,6 +195,21 @@ def test_kmeans_follows_its_seed(rng: np.random.Generator, name: str) -> None:
     first, same, other = (run(name, points, 8, seed, restarts=1)[0] for seed in (1, 1, 2))
     assert np.array_equal(first, same)
     assert partition(first[0]) != partition(other[0])
+
+
+def test_scikit_learn_is_kept_to_one_thread_where_modules_are_what_runs_in_parallel(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    class Spy(KMeans):
+        def fit(self, X: np.ndarray) -> KMeans:
+            threads.append(_openmp_effective_n_threads())
+            return super().fit(X)
+
+    monkeypatch.setattr(_numpy.sklearn_cluster, "KMeans", Spy)
+    run("numpy", rng.standard_normal((2, 20, 3)), 4)
+    assert threads == [1, 1]
 
 
 def test_empty_clusters_of_torch_kmeans_move_to_the_farthest_points() -> None:
