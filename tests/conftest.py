@@ -1,6 +1,11 @@
 """What several tests share: a seeded generator, and three small adapters to merge."""
 
+import os
 from pathlib import Path
+
+# Tests share the cores with each other: teams of threads would spin against one another. Set
+# before the first library that reads it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

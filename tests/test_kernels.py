@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+from threadpoolctl import threadpool_limits
 
 from loramerge.linalg import _numpy, _torch
 from loramerge.linalg.kernels import kernels
@@ -208,7 +209,9 @@ def test_scikit_learn_is_kept_to_one_thread_where_modules_are_what_runs_in_paral
             return super().fit(X)
 
     monkeypatch.setattr(_numpy.sklearn_cluster, "KMeans", Spy)
-    run("numpy", rng.standard_normal((2, 20, 3)), 4)
+    with threadpool_limits(2, user_api="openmp"):
+        run("numpy", rng.standard_normal((2, 20, 3)), 4)
+        assert _openmp_effective_n_threads() == 2
     assert threads == [1, 1]
 
 
