@@ -54,6 +54,12 @@ def test_the_main_page_names_every_command_under_a_heading() -> None:
     assert set(NAMES) <= set(listed)
 
 
+def test_the_main_page_says_of_each_command_what_its_own_page_says() -> None:
+    text = " ".join(" ".join(typed("--help").out.split()).split())
+    for name in NAMES:
+        assert f"{name} {command(name).short_help or command(name).help}" in text
+
+
 def test_no_words_is_a_question_for_help() -> None:
     done = typed()
     assert (done.code, done.out) == (2, "")

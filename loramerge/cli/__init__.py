@@ -12,7 +12,6 @@ from loramerge.options import did_you_mean
 
 __all__ = ["cli", "main"]
 
-LOOK = ("inspect", "methods", "layouts", "env")
 # What other tools call it.
 ELSEWHERE = {
     "add": "arithmetic",
@@ -38,15 +37,12 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """One command, or None."""
-        if name in LOOK:
-            from loramerge.cli import look
-
-            return look.COMMANDS[name]
-        if name not in self.list_commands(ctx):
-            return None
+        from loramerge.cli.look import COMMANDS
         from loramerge.cli.methods import command
 
-        return command(name)
+        if name in COMMANDS:
+            return COMMANDS[name]
+        return command(name) if name in self.list_commands(ctx) else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,9 +60,9 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Help with the commands grouped by what they do."""
-        for title, names in _groups().items():
+        for title, summaries in _groups().items():
             with formatter.section(title):
-                formatter.write_dl([(name, _summary(ctx, self, name)) for name in names])
+                formatter.write_dl(list(summaries.items()))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Commands to start with."""
@@ -75,24 +71,19 @@ class Commands(click.Group):
             formatter.write("  loramerge squeeze my-adapter --rank 8\n")
 
 
-def _groups() -> dict[str, list[str]]:
+def _groups() -> dict[str, dict[str, str]]:
+    """Every command with its summary, by what it does; no command is made for it."""
+    from loramerge.cli.look import COMMANDS
     from loramerge.registry import methods
 
-    merge: list[str] = []
-    compress: list[str] = []
+    merge: dict[str, str] = {}
+    compress: dict[str, str] = {}
     for method in methods().values():
         found = merge if method.takes == "many" else compress
-        found += [method.name, *(preset.name for preset in method.presets)]
-    return {
-        "Merge (many adapters to one)": merge,
-        "Compress (one adapter)": compress,
-        "Look": list(LOOK),
-    }
-
-
-def _summary(ctx: click.Context, group: click.Group, name: str) -> str:
-    found = group.get_command(ctx, name)
-    return found.get_short_help_str(limit=90) if found else ""
+        found[method.name] = method.summary
+        found.update({preset.name: preset.summary for preset in method.presets})
+    look = {name: found.help or "" for name, found in COMMANDS.items()}
+    return {"Merge (many adapters to one)": merge, "Compress (one adapter)": compress, "Look": look}
 
 
 @click.command(

@@ -2,13 +2,15 @@
 
 import inspect
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from loramerge.options import Option
 from loramerge.settings import GROUPS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["Command", "Flag", "Value", "flag", "variable"]
 
@@ -40,8 +42,10 @@ class Value(click.ParamType[object]):
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    ) -> list["CompletionItem"]:
         """The words this option may be."""
+        from click.shell_completion import CompletionItem
+
         words = self.option.choices or self.option.words
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 

@@ -26,7 +26,7 @@ def _echo(facts: dict[str, Any]) -> None:
 
 
 def inspect(adapters: tuple[str, ...], modules: bool, json: bool) -> None:
-    """Show the identity card of adapters: layout, base, ranks, scale, dtypes; headers only."""
+    """Show the identity card of adapters: layout, base, ranks, scale, dtypes."""
     from loramerge.cli.jobs import opened
     from loramerge.recipe import Named
 
