@@ -91,11 +91,17 @@ def _report(report: Report) -> list[Row]:
 
 def _adapters(plan: Plan) -> str:
     """The weighted sum as it was asked for: 1 x a + -0.5 x b, or a + b."""
-    names = [adapter.reference for adapter in plan.adapters]
+    names = [_name(adapter) for adapter in plan.adapters]
     weights = [named.weight for named in plan.recipe.adapters]
     if set(weights) == {1.0}:
         return " + ".join(names)
     return " + ".join(f"{w:g} x {name}" for w, name in zip(weights, names, strict=True))
+
+
+def _name(adapter: Adapter) -> str:
+    """A reference as it was typed; of `.` the directory's name."""
+    here = adapter.reference in (".", "./")
+    return f"{Path().resolve().name}/" if here else adapter.reference
 
 
 def _ranks_in(plan: Plan) -> str:
