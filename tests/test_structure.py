@@ -102,8 +102,7 @@ def vague_names(root: Path) -> list[str]:
 
 
 def without_docstring(root: Path) -> list[str]:
-    trees = ((path, ast.parse(path.read_text())) for path in files(root))
-    return [str(path) for path, tree in trees if tree.body and not ast.get_docstring(tree)]
+    return [file for file, tree in sources(root) if not ast.get_docstring(tree)]
 
 
 CHECKS: list[Callable[[Path], list[str]]] = [
