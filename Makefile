@@ -1,52 +1,56 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
-BIN    := $(VENV)/bin
 # A CPU build where the machine has one; the package itself asks for torch>=2.6 only.
 TORCH  ?= torch==2.13.0
-STAMP  := $(VENV)/.installed
+PACKAGE := $(VENV)/.package
+TOOLS   := $(VENV)/.tools
+export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .PHONY: demo test check docs bench quality consumers fixtures clean
 
-$(STAMP): pyproject.toml
+$(PACKAGE): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[test,check]'
+	pip install --quiet $(TORCH)
+	pip install --quiet --editable .
 	touch $@
 
-# The two emblem commands on adapters truly trained (fixtures/testbed), into demo/.
-demo: $(STAMP)
-	rm -rf demo && mkdir demo
-	cp fixtures/testbed/adapters/sh3_rev/adapter_model.safetensors demo/a.safetensors
-	cp fixtures/testbed/adapters/sort_inter/adapter_model.safetensors demo/b.safetensors
-	cd demo && ../$(BIN)/loramerge cluster a.safetensors b.safetensors -k 16
-	cd demo/a+b-k16 && ../../$(BIN)/loramerge squeeze --rank 8 -o ../a+b-k16-r8
+$(TOOLS): $(PACKAGE)
+	pip install --quiet --editable '.[test,check]'
+	touch $@
 
-test: $(STAMP) check
-	$(BIN)/pytest -n auto
+# The two emblem commands on adapters truly trained (fixtures/testbed), in demo/.
+demo: $(PACKAGE)
+	@rm -rf demo && mkdir demo
+	@cp fixtures/testbed/adapters/sh3_rev/adapter_model.safetensors demo/a.safetensors
+	@cp fixtures/testbed/adapters/sort_inter/adapter_model.safetensors demo/b.safetensors
+	cd demo && loramerge cluster a.safetensors b.safetensors -k 16
+	cd demo/a+b-k16 && loramerge squeeze --rank 8
 
-check: $(STAMP)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python docs/make.py --check
+test: check
+	pytest -n auto
 
-docs: $(STAMP)
-	$(BIN)/python docs/make.py
+check: $(TOOLS)
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	python docs/make.py --check
 
-fixtures: $(STAMP)
-	$(BIN)/python fixtures/make.py
+docs: $(PACKAGE)
+	python docs/make.py
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/speed.py
+fixtures: $(TOOLS)
+	python fixtures/make.py
 
-quality: $(STAMP)
-	$(BIN)/python benchmarks/quality.py
+bench: $(TOOLS)
+	python benchmarks/speed.py
 
-consumers: $(STAMP)
-	$(BIN)/pytest tests/consumers
+quality: $(TOOLS)
+	python benchmarks/quality.py
+
+consumers: $(TOOLS)
+	pytest tests/oracle
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
