@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,10 +47,25 @@ def variants() -> Iterator[Variant]:
     """Every method with its defaults, and with each choice of each option."""
     for method in methods().values():
         yield Variant(method, filled(method, method.options()), "")
-        for option in describe(method.options):
-            for choice in {*option.choices, *option.words} - {option.default}:
-                options = method.options(**{option.name: choice})
-                yield Variant(method, filled(method, options), f"{option.name}={choice}")
+        for name, choice in choices(method):
+            options = completed(method, {name: choice})
+            yield Variant(method, filled(method, options), f"{name}={choice}")
+
+
+def choices(method: Method) -> Iterator[tuple[str, str]]:
+    """Every option and choice that is not the default."""
+    for option in describe(method.options):
+        for choice in (*option.choices, *option.words):
+            if choice != option.default:
+                yield option.name, choice
+
+
+def completed(method: Method, values: dict[str, object]) -> Options:
+    """Options with these values, and with one more choice where they do not stand alone."""
+    for more in ({}, *({name: choice} for name, choice in choices(method))):
+        with suppress(ValueError):
+            return method.options(**{**more, **values})
+    raise AssertionError(f"{method.name} cannot be set to {values} with one more choice")
 
 
 def filled(method: Method, options: Options) -> Options:

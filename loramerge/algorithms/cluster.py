@@ -12,6 +12,9 @@ from loramerge.registry import merger
 
 # MSUs with less than this share of the largest energy are zero ranks; they join no cluster.
 ZERO = 1e-24
+# Below this cosine two MSUs are at right angles, as those of one adapter are in the svd gauge, and
+# the sign of their inner product is rounding noise. Unrelated ones have about 1e-2.
+ORTHOGONAL = 1e-3
 
 
 class ClusterOptions(Options, frozen=True):
@@ -106,7 +109,10 @@ def _members(G: Array, options: ClusterOptions, seed: int) -> Array:
 
 
 def _aligned(G: Array) -> Array:
-    """Signs [*b, M] in order of decreasing energy: each MSU agrees with the nearest before it."""
+    """Signs [*b, M] in order of decreasing energy: each MSU agrees with the nearest before it.
+
+    One at right angles to all before it keeps the sign its gauge gave it.
+    """
     xp = namespace(G)
     length = xp.clip(xp.linalg.diagonal(G), min=1e-300) ** 0.5
     order = xp.argsort(-length, axis=-1, stable=True)
@@ -117,7 +123,7 @@ def _aligned(G: Array) -> Array:
     for index in range(1, signs.shape[-1]):
         before = cosines[..., index, :index] * signs[..., :index]
         nearest = xp.argmax(xp.abs(before), axis=-1, keepdims=True)
-        opposed = xp.take_along_axis(before, nearest, axis=-1)[..., 0] < 0
+        opposed = xp.take_along_axis(before, nearest, axis=-1)[..., 0] < -ORTHOGONAL
         signs[..., index] = 1 - 2 * like(opposed, signs)
     back: Array = xp.take_along_axis(signs, xp.argsort(order, axis=-1), axis=-1)
     return back
