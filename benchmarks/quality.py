@@ -1,0 +1,204 @@
+"""Every method on truly trained adapters: exact match, with the bar it must meet beside it.
+
+python benchmarks/quality.py [--only TEXT] [--split val] [--n 64] [--json FILE]
+
+Each row of bars.py is computed with the Python API; the result, as written, is added to the base's
+weights, and exact answers are counted. Exit code 1 where a bar is not met.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from bars import ROWS as ALL
+from bars import Bar, Part, Row
+from exactmatch import load_adapted, load_base, load_data, scores
+from testbed import FIXTURE, SIZES
+from transformers import LlamaForCausalLM
+from transformers.utils import logging
+
+import loramerge as lm
+from loramerge.adapter import Adapter
+
+NOT_BUILT, NOT_JUDGED, MET, MISSED = "not built yet", "not judged", "met", "MISSED"
+# PEFT adds B @ A up in another order: so many of 8 x 512 answers may turn.
+TURNED = 2 / 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a row came to: exact match by seed (none where there is no result), and a verdict."""
+
+    row: Row
+    exact: tuple[float, ...]
+    verdict: str
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the command must fail."""
+        return self.verdict not in ("", MET, NOT_BUILT, NOT_JUDGED)
+
+    @property
+    def line(self) -> str:
+        """The row of the table."""
+        mean = f"{fmean(self.exact):.4f}" if self.exact else "-"
+        spread = f"+-{pstdev(self.exact):.3f}" if len(self.exact) > 1 else ""
+        bar = str(self.row.bar or "")
+        return (
+            f"{self.row.suite:6} {self.row.name:74} {mean:>6} {spread:7} {bar:15} "
+            f"{self.seconds:5.1f} s  {self.verdict}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as plain data."""
+        bar = self.row.bar
+        return {
+            "suite": self.row.suite,
+            "name": self.row.name,
+            "method": self.row.method,
+            "values": dict(self.row.values),
+            "exact_match": list(self.exact),
+            "expected": bar.expected if bar else None,
+            "tolerance": bar.tolerance if bar else None,
+            "verdict": self.verdict,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+class Judge:
+    """The base and the data, loaded once."""
+
+    def __init__(self, split: str, count: int) -> None:
+        self.base = load_base(FIXTURE)
+        self.data = load_data(FIXTURE, split, count)
+        self.binding = split == "test" and count >= SIZES["test"]
+
+    def outcome(self, row: Row) -> Outcome:
+        """Compute and measure one row."""
+        if row.method and row.method not in dir(lm):
+            return Outcome(row, (), NOT_BUILT)
+        began = time.perf_counter()
+        try:
+            exact = tuple(
+                fmean(self.exact(row, part, seed) for part in row.parts)
+                for seed in range(row.seeds)
+            )
+        except lm.errors.LoramergeError as error:
+            return Outcome(row, (), f"ERROR: {error}")
+        verdict = self._verdict(row.bar, fmean(exact))
+        return Outcome(row, exact, verdict, time.perf_counter() - began)
+
+    def _verdict(self, bar: Bar | None, found: float) -> str:
+        if bar is None:
+            return ""
+        if not self.binding:
+            return NOT_JUDGED
+        return MET if bar.holds(found) else MISSED
+
+    def exact(self, row: Row, part: Part, seed: int) -> float:
+        """The mean exact match of one part's model over its tasks."""
+        adapters = [str(FIXTURE / name) for name in part.adapters]
+        if row.method:
+            result, _ = lm.run(row.method, adapters, seed=seed, **row.values)
+            return self.of(result.adapter, part.tasks)
+        return self.of(lm.load(adapters[0]) if adapters else None, part.tasks)
+
+    def of(self, adapter: Adapter | None, tasks: Sequence[str]) -> float:
+        """The mean exact match over tasks of the base with an adapter added."""
+        with added(self.base, adapter) as model:
+            return fmean(found.exact for found in scores(model, self.data, tasks).values())
+
+    def agreement(self, row: Row) -> tuple[float, float]:
+        """The exact match of a row's model as we add it to the base, and as PEFT merges it."""
+        (part,) = row.parts
+        adapters = [str(FIXTURE / name) for name in part.adapters]
+        with tempfile.TemporaryDirectory() as directory:
+            result, _ = lm.run(row.method, adapters, **row.values)
+            merged = load_adapted(FIXTURE, result.save(Path(directory) / "merged"))
+        theirs = scores(merged, self.data, part.tasks).values()
+        return self.of(result.adapter, part.tasks), fmean(found.exact for found in theirs)
+
+
+@contextmanager
+def added(base: LlamaForCausalLM, adapter: Adapter | None) -> Iterator[LlamaForCausalLM]:
+    """The base with an adapter's delta weights added; exactly itself again afterwards."""
+    kept = {}
+    with torch.no_grad():
+        for name in adapter.modules if adapter else ():
+            update, weight = adapter.read(name), base.get_submodule(name).weight
+            kept[weight] = weight.clone()
+            weight += torch.from_numpy(update.B @ update.A)
+        try:
+            yield base
+        finally:
+            for weight, before in kept.items():
+                weight.copy_(before)
+
+
+def main(words: Sequence[str] | None = None, rows: Sequence[Row] = ALL) -> int:
+    """Print the table; 1 where a bar is missed, a row fails, or PEFT disagrees."""
+    arguments = _parser().parse_args(words)
+    logging.disable_progress_bar()
+    began = time.perf_counter()
+    chosen = [row for row in rows if _named(row, arguments.only)]
+    judge = Judge(arguments.split, arguments.n)
+    print(f"exact match, {arguments.split} split, {arguments.n} sequences a task", flush=True)
+    outcomes = []
+    for row in chosen:
+        outcomes.append(judge.outcome(row))
+        print(outcomes[-1].line, flush=True)
+    agrees = _agrees(judge, next(row for row in ALL if row.method == "arithmetic"))
+    if arguments.json:
+        facts = {
+            "split": arguments.split,
+            "n": arguments.n,
+            "version": lm.__version__,
+            "rows": [outcome.as_json() for outcome in outcomes],
+        }
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    _conclude(outcomes, time.perf_counter() - began)
+    return int(not agrees or any(outcome.failed for outcome in outcomes))
+
+
+def _named(row: Row, only: Sequence[str]) -> bool:
+    return not only or any(text in f"{row.suite} {row.name}" for text in only)
+
+
+def _agrees(judge: Judge, row: Row) -> bool:
+    ours, theirs = judge.agreement(row)
+    print(f"merged by PEFT instead, {row.name}: {theirs:.4f}, here {ours:.4f}")
+    return abs(ours - theirs) <= TURNED
+
+
+def _conclude(outcomes: Sequence[Outcome], seconds: float) -> None:
+    counts = [
+        f"{sum(outcome.verdict == verdict for outcome in outcomes)} {verdict}"
+        for verdict in (MET, MISSED, NOT_JUDGED, NOT_BUILT)
+    ]
+    errors = sum(outcome.verdict.startswith("ERROR") for outcome in outcomes)
+    print(f"{len(outcomes)} rows: {', '.join(counts)}, {errors} errors; {seconds:.0f} s")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", action="append", default=[], help="rows whose suite and name hold this text")
+    add("--split", choices=SIZES, default="test", help="val to choose constants by")
+    add("--n", type=int, default=SIZES["test"], help="sequences a task; bars bind at 512")
+    add("--json", type=Path, help="write the rows here too")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

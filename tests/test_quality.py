@@ -1,0 +1,104 @@
+"""The quality bench: what it adds to the base, what it prints, and when it fails."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import loramerge as lm
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTBED = ROOT / "fixtures" / "testbed"
+
+# PEFT asks transformers under a name that transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/quality.py, found as it is when it is run."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("quality")
+
+
+def squeezed(quality: ModuleType, expected: float, method: str = "squeeze", **values: object):
+    """A row that takes a second: one adapter squeezed to rank 4, judged on its own task."""
+    part = quality.Part(("compress/sh3_rev_r32",), ("sh3_rev",))
+    return quality.Row("one", (part,), method, {"rank": 4, **values}, bar=quality.Bar(expected))
+
+
+def test_an_adapter_is_added_as_peft_merges_it_and_taken_away_without_a_trace(quality):
+    base = quality.load_base(TESTBED)
+    before = {name: weight.clone() for name, weight in base.named_parameters()}
+    path = TESTBED / "adapters" / "sh3_rev"
+    peft = dict(quality.load_adapted(TESTBED, path).named_parameters())
+    with quality.added(base, lm.load(str(path))):
+        for name, weight in base.named_parameters():
+            # Two float32 products over 16 ranks, added up in different orders.
+            assert (weight - peft[name]).norm() <= 1e-6 * peft[name].norm(), name
+            assert torch.equal(weight, before[name]) != (".layers." in name and "proj" in name)
+    assert all(torch.equal(weight, before[name]) for name, weight in base.named_parameters())
+
+
+def test_a_quick_run_prints_its_rows_and_judges_no_bar(quality, capsys, tmp_path):
+    file = tmp_path / "rows.json"
+    words = ["--n", "16", "--only", "one squeeze --rank 4", "--only", "hard base"]
+    assert quality.main([*words, "--json", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "exact match, test split, 16 sequences a task"
+    assert lines[1].split()[:3] == ["hard", "base", "0.0000"]
+    assert lines[2].startswith("one    squeeze --rank 4")
+    assert lines[2].endswith("not judged")
+    assert "2 rows: 0 met, 0 MISSED, 1 not judged" in lines[-1]
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["exact_match"] for row in rows] == [[0.0], [pytest.approx(1.0, abs=0.05)]]
+
+
+def test_a_missed_bar_makes_the_command_fail(quality, capsys, monkeypatch):
+    # What PEFT makes of 8 x 512 sequences takes long; the quick run asks it.
+    monkeypatch.setattr(quality.Judge, "agreement", lambda self, row: (0.5, 0.5))
+    assert quality.main([], [squeezed(quality, 0.98)]) == 0
+    assert "met" in capsys.readouterr().out.splitlines()[1]
+    assert quality.main([], [squeezed(quality, 1.01)]) == 1
+    assert "MISSED" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_method_that_is_not_there_is_listed_and_no_failure(quality, capsys):
+    assert quality.main(["--n", "4"], [squeezed(quality, 0.9, "unheard_of")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("not built yet")
+
+
+def test_a_row_the_method_refuses_makes_the_command_fail(quality, capsys):
+    assert quality.main(["--n", "4"], [squeezed(quality, 0.9, gauge="svd")]) == 1
+    assert "ERROR: squeeze has no option" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_disagreement_with_peft_makes_the_command_fail(quality, monkeypatch):
+    monkeypatch.setattr(quality.Judge, "agreement", lambda self, row: (0.5, 0.45))
+    assert quality.main(["--n", "4"], [squeezed(quality, 0.9)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("bar", "found", "holds"),
+    [
+        ((0.341, 0.01), 0.350, True),
+        ((0.341, 0.01), 0.352, False),
+        ((0.341, 0.01), 0.330, False),
+        ((0.94, None), 0.940, True),
+        ((0.94, None), 0.939, False),
+    ],
+)
+def test_a_bar_is_a_band_or_a_floor(quality, bar, found, holds):
+    assert quality.Bar(*bar).holds(found) is holds
+
+
+def test_every_row_names_files_that_are_there_and_no_row_stands_twice(quality):
+    names = [(row.suite, row.name) for row in quality.ALL]
+    assert len(set(names)) == len(names)
+    for row in quality.ALL:
+        for part in row.parts:
+            assert part.tasks
+            assert all((TESTBED / name).is_dir() for name in part.adapters), row.name
