@@ -27,6 +27,7 @@ __all__ = [
     "TensorSource",
     "Updates",
     "Variant",
+    "public_base",
     "source_name",
 ]
 
@@ -163,7 +164,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A named set of modules, their tensors on demand, and everything else the file holds."""
+    """A named set of modules, their tensors on demand, and everything else the file holds.
+
+    `alpha` is what the user said where the file does not.
+    """
 
     reference: str
     layout: str
@@ -176,6 +180,7 @@ class Adapter:
     base_model: str | None = None
     assumed: tuple[str, ...] = ()
     scale_assumed: bool = False
+    alpha: float | None = None
 
     def read(self, name: str) -> LowRank:
         """The update of one module, convolutions and embeddings in two dimensions.
@@ -214,5 +219,12 @@ def _opened(A: Array, B: Array, gates: tuple[float, ...]) -> tuple[Array, Array]
 
 def source_name(adapter: Adapter) -> str:
     """A reference without its local directory: what may be published."""
-    path = adapter.reference.rstrip("/")
-    return path.rpartition("/")[2] or path
+    path = Path(adapter.reference).expanduser()
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
+def public_base(adapter: Adapter) -> str | None:
+    """The base model where it names one on the Hub; local paths are nobody's business."""
+    base = adapter.base_model
+    local = base is None or base.startswith(("/", ".", "~")) or base.count("/") > 1 or "\\" in base
+    return None if local else base

@@ -1,60 +1,122 @@
 """The model card of a result: sources, method, measured error, how to load it."""
 
 import json
+import re
+import shlex
 
-from loramerge.adapter import source_name
-from loramerge.report import Report, public_base
+import msgspec
+
+from loramerge.adapter import public_base, source_name
+from loramerge.recipe import Recipe, options_of
+from loramerge.report import ModuleReport, Report
 
 __all__ = ["card"]
 
 WORST = 5
+LOAD = """```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "path/to/this/directory")
+```"""
 
 
 def card(report: Report) -> str:
     """README.md of an output directory, with the front matter the Hub reads."""
     plan = report.plan
-    base = _only({public_base(adapter) for adapter in plan.adapters})
-    front = ["library_name: peft", "tags:", "- lora", "- merge", "- loramerge"]
-    if base:
-        front = [f"base_model: {base}", "base_model_relation: adapter", *front]
     method = plan.recipe.method
-    lines = ["---", *front, "---", "", "# Model card", ""]
-    lines += [
-        f"Made by loramerge with `{method.name}` ({_link(method.paper)}): {method.summary}",
-        "",
+    parts = [
+        _front_matter(report),
+        f"# A LoRA adapter made with loramerge {method.name}",
+        f"{method.summary} {_link(method.paper)}",
+        _sources(report),
+        f"```sh\n{_command(plan.recipe, [source_name(adapter) for adapter in plan.adapters])}\n```",
+        _summary(report),
+        _errors(report),
     ]
-    lines += ["| source | weight | sha256 |", "|---|---|---|"]
-    for adapter, named, digest in zip(
-        plan.adapters, plan.recipe.adapters, report.sources_sha256, strict=True
-    ):
-        lines.append(f"| {source_name(adapter)} | {named.weight:g} | `{digest[:16]}` |")
-    options = {**plan.recipe.canonical()["options"], "scale": plan.recipe.scale}
-    lines += ["", f"Options: `{json.dumps(options, sort_keys=True)}`", ""]
-    low, high = report.rank
-    rank = f"{high}" if low == high else f"{low} to {high}"
-    lines += [
-        f"Rank {rank}, {len(report.modules)} modules, stored as {plan.dtype}. Measured on the file "
-        "as written, against the exact weighted sum of the sources:",
-        "",
-        "| | relative error | retained energy |",
-        "|---|---|---|",
-        f"| whole adapter | {report.relative_error:.3g} | {report.energy:.2%} |",
-        f"| median module | {report.median_error:.3g} | |",
-    ]
-    worst = sorted(report.modules, key=lambda m: (-m.relative_error, m.name))[:WORST]
-    lines += [f"| `{m.name}` | {m.relative_error:.3g} | {m.energy:.2%} |" for m in worst]
     if report.notes:
-        lines += ["", *(f"- {note}" for note in report.notes)]
+        parts.append("\n".join(f"- {_escaped(note)}" for note in report.notes))
     if plan.layout.name == "peft":
-        lines += ["", "```python", "from peft import PeftModel", ""]
-        lines += ['model = PeftModel.from_pretrained(base_model, "path/to/this/directory")', "```"]
-    return "\n".join(lines) + "\n"
+        parts.append(LOAD)
+    return "\n\n".join(parts) + "\n"
 
 
-def _only(values: set[str | None]) -> str | None:
-    return next(iter(values)) if len(values) == 1 else None
+def _front_matter(report: Report) -> str:
+    bases = {public_base(adapter) for adapter in report.plan.adapters}
+    base = next(iter(bases)) if len(bases) == 1 else None
+    lines = ["library_name: peft", "tags:", "- lora", "- merge", "- loramerge"]
+    if base:
+        # A JSON string is a YAML string, whatever it holds.
+        lines = [f"base_model: {json.dumps(base)}", "base_model_relation: adapter", *lines]
+    return "\n".join(["---", *lines, "---"])
 
 
 def _link(paper: str) -> str:
     number = paper.removeprefix("arXiv:")
-    return f"[{paper}](https://arxiv.org/abs/{number})" if number != paper else paper
+    return f"([{paper}](https://arxiv.org/abs/{number}))" if number != paper else f"({paper})"
+
+
+def _sources(report: Report) -> str:
+    plan = report.plan
+    rows = [
+        f"| {_escaped(source_name(adapter))} | {named.weight:g} | `{digest}` |"
+        for adapter, named, digest in zip(
+            plan.adapters, plan.recipe.adapters, report.sources_sha256, strict=True
+        )
+    ]
+    return "\n".join(["| source | weight | sha256 |", "|---|---|---|", *rows])
+
+
+def _command(recipe: Recipe, names: list[str]) -> str:
+    """The command that makes this result again, with what is not a default."""
+    words = ["loramerge", recipe.method.name, *names]
+    weights = [named.weight for named in recipe.adapters]
+    if set(weights) != {1.0}:
+        words += [word for weight in weights for word in ("-w", f"{weight:.17g}")]
+    alphas = [named.alpha for named in recipe.adapters if named.alpha is not None]
+    if len(alphas) == len(weights):
+        words += [word for alpha in alphas for word in ("--alpha", f"{alpha:.17g}")]
+    for option in options_of(recipe.method):
+        home = recipe.options if hasattr(recipe.options, option.name) else recipe.settings
+        value = getattr(home, option.name)
+        if option.name != "device" and value != _default(type(home), option.name):
+            for one in value if option.repeated else [value]:
+                words += [option.flag, f"{one:.17g}" if isinstance(one, float) else str(one)]
+    return _line(shlex.join(words))
+
+
+def _default(options: type[msgspec.Struct], name: str) -> object:
+    return next(f.default for f in msgspec.structs.fields(options) if f.name == name)
+
+
+def _summary(report: Report) -> str:
+    low, high = report.rank
+    rank = f"{high}" if low == high else f"{low} to {high}"
+    factor = f", scaled by {report.scale:.6g}" if report.scale != 1 else ""
+    return (
+        f"{report.merged} of {report.total} modules, rank {rank}, stored as {report.plan.dtype}"
+        f"{factor}. Measured on the file as written, against the exact weighted sum of the sources:"
+    )
+
+
+def _errors(report: Report) -> str:
+    rows = [
+        "| | relative error | retained energy |",
+        "|---|---|---|",
+        f"| whole adapter | {report.relative_error:.3g} | {report.energy:.6g} |",
+        f"| median module | {report.median_error:.3g} | |",
+    ]
+    worst = sorted(report.modules, key=lambda m: (-m.relative_error, m.name))[:WORST]
+    return "\n".join([*rows, *map(_row, worst)])
+
+
+def _row(module: ModuleReport) -> str:
+    return f"| {_escaped(module.name)} | {module.relative_error:.3g} | {module.energy:.6g} |"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", _line(text))
+
+
+def _line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

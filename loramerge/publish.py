@@ -28,11 +28,10 @@ def destination(plan: Plan, out: str | None, force: bool) -> Path:
     path = Path(out) if out is not None else Path(default_name(plan))
     final = path.expanduser()
     for adapter in plan.adapters:
-        taken = Path(adapter.reference).expanduser().resolve()
-        if (
-            final.resolve() in (taken, *taken.parents)
-            or adapter.source.path.resolve() == final.resolve()
-        ):
+        source = adapter.source.path
+        holder = source.parent.resolve()
+        taken = holder if Path(adapter.reference).expanduser().is_dir() else holder / source.name
+        if final.resolve() in (source.resolve(), taken, *taken.parents):
             raise OutputError(
                 f"{out or final} would replace the input {adapter.reference}.", "choose another -o"
             )
@@ -96,7 +95,8 @@ def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Re
     if not single:
         for companion, content in report.companions.items():
             (directory / companion).write_bytes(content)
-        text = json.dumps(report.as_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        (directory / PROVENANCE).write_text(text, "utf-8", errors="replace")
+        facts = report.as_json()
+        text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (directory / PROVENANCE).write_text(text + "\n", "utf-8", errors="replace")
         (directory / "README.md").write_text(card(report), "utf-8", errors="replace")
     return report

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from loramerge.adapter import Adapter, source_name
+from loramerge.adapter import public_base, source_name
+from loramerge.errors import listed
 from loramerge.plan import Plan
 
 __all__ = ["SCHEMA_VERSION", "ModuleReport", "Report"]
@@ -30,9 +31,7 @@ class ModuleReport:
     @property
     def relative_error(self) -> float:
         """||result - sum|| / ||sum||; infinite where the sum is zero and the result is not."""
-        if self.target > 0:
-            return math.sqrt(max(self.error, 0.0) / self.target)
-        return math.inf if self.error > 0 else 0.0
+        return _relative(self.error, self.target)
 
     @property
     def energy(self) -> float:
@@ -66,14 +65,15 @@ class Report:
     @property
     def relative_error(self) -> float:
         """The error of the whole adapter against the exact weighted sum."""
-        target = sum(module.target for module in self.modules)
-        return math.sqrt(max(sum(m.error for m in self.modules), 0.0) / target) if target else 0.0
+        return _relative(sum(m.error for m in self.modules), sum(m.target for m in self.modules))
 
     @property
     def energy(self) -> float:
         """The retained energy of the whole adapter."""
         target = sum(module.target for module in self.modules)
-        return sum(m.energy * m.target for m in self.modules) / target if target else 1.0
+        if target == 0:
+            return min(module.energy for module in self.modules)
+        return sum(m.energy * m.target for m in self.modules) / target
 
     @property
     def median_error(self) -> float:
@@ -108,6 +108,11 @@ class Report:
         return [module.name for module in self.modules if module.rank == 0]
 
     @property
+    def zero(self) -> list[str]:
+        """Modules whose weighted sum is zero, to the rounding of float64."""
+        return [module.name for module in self.modules if module.target == 0]
+
+    @property
     def padded(self) -> int:
         """Modules stored with more ranks than they kept."""
         return sum(0 < module.rank < module.stored_rank for module in self.modules)
@@ -116,6 +121,9 @@ class Report:
     def notes(self) -> list[str]:
         """What was dropped, padded, assumed, left out."""
         notes = list(self.plan.notes)
+        if self.zero:
+            which = "every module" if len(self.zero) == len(self.modules) else listed(self.zero)
+            notes.append(f"the weighted sum is zero in {which}")
         if self.empty:
             notes.append(f"{len(self.empty)} modules kept no rank and are not in the file")
         if self.padded:
@@ -123,7 +131,7 @@ class Report:
         return notes
 
     def as_json(self) -> dict[str, Any]:
-        """The report as one JSON object: no timestamps, no paths."""
+        """The report as one JSON object: no timestamps, no paths; null where a number is none."""
         plan = self.plan
         return {
             "schema_version": SCHEMA_VERSION,
@@ -133,15 +141,23 @@ class Report:
             "device": self.device,
             "versions": dict(self.versions),
             "sources": [
-                {"name": source_name(adapter), "sha256": digest, "base_model": public_base(adapter)}
-                for adapter, digest in zip(plan.adapters, self.sources_sha256, strict=True)
+                {
+                    "name": source_name(adapter),
+                    "weight": named.weight,
+                    "sha256": digest,
+                    "base_model": public_base(adapter),
+                }
+                for adapter, named, digest in zip(
+                    plan.adapters, plan.recipe.adapters, self.sources_sha256, strict=True
+                )
             ],
             "scale": {"used": plan.recipe.scale, "factor": self.scale, "others": dict(self.others)},
             "scale_assumed": any(adapter.scale_assumed for adapter in plan.adapters),
             "modules_total": self.total,
             "modules_merged": self.merged,
             "rank": list(self.rank),
-            "relative_error": self.relative_error,
+            "relative_error": _finite(self.relative_error),
+            "worst_module": self.worst.name,
             "median_error": _finite(self.median_error),
             "retained_energy": self.energy,
             "notes": self.notes,
@@ -159,13 +175,13 @@ class Report:
         }
 
 
+def _relative(error: float, target: float) -> float:
+    """Square root of a quotient of squared norms; infinite where only the target is zero."""
+    if target > 0:
+        return math.sqrt(max(error, 0.0) / target)
+    return math.inf if error > 0 else 0.0
+
+
 def _finite(value: float) -> float | None:
     """A number JSON can hold."""
     return value if math.isfinite(value) else None
-
-
-def public_base(adapter: Adapter) -> str | None:
-    """The base model where it names one on the Hub; local paths are nobody's business."""
-    base = adapter.base_model
-    local = base is None or base.startswith(("/", ".", "~")) or base.count("/") > 1 or "\\" in base
-    return None if local else base
