@@ -6,21 +6,26 @@ merged, report = lm.cluster([a, b], weights=[1, 0.5], k=16)
 merged.save("out/")
 """
 
+import inspect
 import shutil
 import tempfile
+import textwrap
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loramerge import errors
 from loramerge.adapter import Adapter
 from loramerge.errors import UsageError
-from loramerge.io._open import open_adapter as load
+from loramerge.events import silent
+from loramerge.io._open import open_adapter
 from loramerge.io._write import staged
-from loramerge.plan import make_plan
-from loramerge.publish import WEIGHTS, compute_into
-from loramerge.recipe import Named, make_recipe
+from loramerge.options import Option, did_you_mean
+from loramerge.plan import Plan, make_plan
+from loramerge.publish import WEIGHTS, compute_into, default_name, destination
+from loramerge.recipe import Named, find, fixed, make_recipe, options_of
 from loramerge.registry import methods
 
 if TYPE_CHECKING:
@@ -29,23 +34,42 @@ if TYPE_CHECKING:
 __all__ = ["Result", "load", "names", "public", "run"]
 
 
-class Result:
-    """A computed adapter, held in a temporary directory until it is saved or let go."""
+def load(reference: str | Path, alpha: float | None = None) -> Adapter:
+    """Open a directory or a .safetensors file; only headers and configs are read.
 
-    def __init__(self, files: Path, adapter: Adapter) -> None:
+    `alpha` is the lora_alpha of a bare file that does not say it. Raises AdapterError with the
+    reason for anything that is not a readable adapter.
+    """
+    stated = None if alpha is None else float(alpha)
+    return replace(open_adapter(str(reference), stated), alpha=stated)
+
+
+class Result:
+    """A computed adapter, held in a temporary directory until it is saved or let go.
+
+    It can be an input of the next call.
+    """
+
+    def __init__(self, plan: Plan, files: Path) -> None:
+        self._plan = plan
         self._files = files
-        self.adapter = adapter
+        name = default_name(plan).removesuffix(".safetensors")
+        self.adapter = replace(open_adapter(str(files / WEIGHTS)), reference=name)
         weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"<loramerge.Result {self.adapter.reference}: {len(self.adapter.modules)} modules>"
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write to a directory, or to one file where the path ends in .safetensors.
 
-        Raises OutputError where something stands there and `force` is not set.
+        Raises OutputError where something stands there and `force` is not set, or where an input
+        would be replaced.
         """
-        final = Path(path)
+        final = destination(self._plan, str(path), force)
         with staged(final, force) as directory:
             if final.suffix == ".safetensors":
-                shutil.copyfile(self.adapter.source.path, directory / final.name)
+                shutil.copyfile(self._files / WEIGHTS, directory / final.name)
             else:
                 for file in self._files.iterdir():
                     shutil.copyfile(file, directory / file.name)
@@ -57,7 +81,8 @@ Input: TypeAlias = str | Path | Adapter | Result
 
 def run(
     method: str,
-    adapters: Sequence[Input] | Input,
+    adapters: Input | Iterable[Input],
+    /,
     *,
     weights: Sequence[float] | None = None,
     **values: object,
@@ -66,54 +91,99 @@ def run(
 
     Raises the errors of `loramerge.errors`, with the same messages as the command line.
     """
-    given = list(adapters) if isinstance(adapters, list | tuple) else [adapters]
-    opened = [_opened(one) for one in given]
-    factors = list(weights) if weights is not None else [1.0] * len(opened)
+    found, _ = find(method)
+    given = values if weights is None else {"weights": weights, **values}
+    _check_names(method, given, [o.name for o in options_of(found)], found.takes == "many")
+    if isinstance(adapters, str | Path | Adapter | Result):
+        adapters = [adapters]
+    opened = [_opened(one) for one in adapters]
+    factors = [1.0] * len(opened) if weights is None else [float(weight) for weight in weights]
     if len(factors) != len(opened):
-        raise UsageError(f"{len(factors)} weights for {len(opened)} adapters.")
-    named = [Named(a.reference, float(w)) for a, w in zip(opened, factors, strict=True)]
+        raise UsageError(
+            f"{len(factors)} weights for {len(opened)} adapters.",
+            "give one weight for each adapter, in their order",
+        )
+    named = [Named(a.reference, w, a.alpha) for a, w in zip(opened, factors, strict=True)]
     plan = make_plan(make_recipe(method, named, values), opened)
     files = Path(tempfile.mkdtemp(prefix="loramerge-"))
     try:
-        name = WEIGHTS if not plan.layout.directory else "result"
-        report = compute_into(plan, files, name, lambda event: None)
-        return Result(files, load(str(files / WEIGHTS))), report
+        report = compute_into(plan, files, "directory", silent)
+        return Result(plan, files), report
     except BaseException:
         shutil.rmtree(files)
         raise
 
 
-def _opened(one: Any) -> Adapter:
+def _check_names(method: str, given: Iterable[str], known: list[str], many: bool) -> None:
+    names = [*known, "weights"] if many else known
+    for name in given:
+        if name not in names:
+            close = did_you_mean(name, names)
+            raise UsageError(
+                f"{method} has no option '{name}'.",
+                f"did you mean '{close}'?" if close else f"see: help(loramerge.{method})",
+            )
+
+
+def _opened(one: Input) -> Adapter:
     if isinstance(one, Adapter):
         return one
-    return one.adapter if isinstance(one, Result) else load(str(one))
+    return one.adapter if isinstance(one, Result) else load(one)
 
 
 def names() -> list[str]:
     """Every public name: fixed ones, methods, presets."""
     presets = [preset.name for method in methods().values() for preset in method.presets]
-    return sorted(["Result", "errors", "load", "run", *methods(), *presets])
+    return sorted(["Result", "__version__", "errors", "load", "run", *methods(), *presets])
 
 
 def public(name: str) -> Any:
     """The object of a public name. Raises AttributeError for any other."""
-    fixed: dict[str, Any] = {"Result": Result, "errors": errors, "load": load, "run": run}
-    if name in fixed:
-        return fixed[name]
+    fixed_names: dict[str, Any] = {"Result": Result, "errors": errors, "load": load, "run": run}
+    if name in fixed_names:
+        return fixed_names[name]
     if name.startswith("_") or name not in names():
         raise AttributeError(f"module 'loramerge' has no attribute '{name}'")
     return _function(name)
 
 
 def _function(name: str) -> Callable[..., tuple[Result, "Report"]]:
-    def call(
-        adapters: Sequence[Input] | Input,
-        *,
-        weights: Sequence[float] | None = None,
-        **values: object,
-    ) -> tuple[Result, "Report"]:
-        return run(name, adapters, weights=weights, **values)
+    """The function of a method or preset, with its options as keyword arguments."""
+    found, preset = find(name)
+    options = [option for option in options_of(found) if option.name not in fixed(preset)]
+
+    def call(adapters: Input | Iterable[Input], /, **values: Any) -> tuple[Result, "Report"]:
+        return run(name, adapters, **values)
 
     call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"`loramerge {name}` as a function; its options are keyword arguments."
+    call.__module__ = "loramerge"
+    call.__doc__ = "\n".join(
+        [
+            inspect.cleandoc(preset.summary if preset else found.documentation),
+            "",
+            found.paper,
+            "",
+            "Options, as keyword arguments:",
+            *(_line(option) for option in options),
+            "",
+            "Returns the result, to be saved or merged further, and the report.",
+        ]
+    )
+    call.__signature__ = _signature(options, found.takes == "many")  # type: ignore[attr-defined]  # read by inspect
     return call
+
+
+def _signature(options: Sequence[Option], many: bool) -> inspect.Signature:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    first = inspect.Parameter("adapters" if many else "adapter", inspect.Parameter.POSITIONAL_ONLY)
+    weights = [inspect.Parameter("weights", kind, default=None)] if many else []
+    rest = [inspect.Parameter(option.name, kind, default=option.default) for option in options]
+    return inspect.Signature([first, *weights, *rest])
+
+
+def _line(option: Option) -> str:
+    limits = f", {option.limits}" if option.limits else ""
+    text = f"{option.name} ({option.values}{limits}; default {option.default!r})"
+    return textwrap.fill(
+        f"{text}: {option.description}", 92, initial_indent="  ", subsequent_indent="      "
+    )
