@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
 from loramerge._lazy import np, threadpoolctl, torch
-from loramerge.adapter import Array
+from loramerge.adapter import Array, LowRank
 from loramerge.errors import UsageError
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DType",
     "accelerator",
     "encode",
+    "finite",
     "out_of_memory",
     "resolve",
     "save_dtype",
@@ -106,6 +107,14 @@ def out_of_memory(error: Exception) -> bool:
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError")
 
 
+def finite(update: LowRank) -> bool:
+    """Whether every entry of a CPU update is a number: their sum is, only if every entry is."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(update.A.sum() + update.B.sum()):
+            return True
+    return bool(np.isfinite(update.A).all() and np.isfinite(update.B).all())
+
+
 def save_dtype(wanted: str, found: set[str]) -> str:
     """The stored dtype of a result: the one asked for, the inputs' common one, or F32."""
     if wanted != "auto":
@@ -119,6 +128,7 @@ def encode(x: Array, dtype: str) -> Array:
     if dtype == "F32":
         return np.ascontiguousarray(x, np.float32)
     if dtype == "F16":
-        return np.ascontiguousarray(x, np.float16)
+        with np.errstate(over="ignore"):  # becomes infinite, and is named where it is measured
+            return np.ascontiguousarray(x, np.float16)
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
