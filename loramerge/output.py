@@ -10,7 +10,7 @@ from pathlib import Path
 from loramerge._lazy import np
 from loramerge.adapter import LowRank
 from loramerge.align import Aligned
-from loramerge.compute import encode
+from loramerge.compute import encode, finite
 from loramerge.errors import IncompatibleError, OutputError, listed
 from loramerge.io._layout import Part, Stored, Written
 from loramerge.io._source import decode, open_source
@@ -52,10 +52,13 @@ class Output:
             update = pad(update, stored_rank)
             A = self._part(module.name, "A", update.A / root) * root
             update = LowRank(A, self._part(module.name, "B", update.B / root) * root)
+        if not (finite(target) and finite(update)):
+            raise IncompatibleError(
+                f"{module.name} overflows {self.plan.dtype}.",
+                "use smaller weights, or store more with --save-dtype float32",
+            )
         near = compare(target, update)
         numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
-        if not all(np.isfinite(numbers)):
-            raise self._not_finite(module, target)
         return ModuleReport(module.name, module.ranks, rank, stored_rank, *numbers)
 
     def close(self, pool: Executor) -> str:
@@ -94,18 +97,3 @@ class Output:
     def _put(self, stored: Stored, data: bytes | memoryview) -> None:
         self._writer.write(stored.key, data)
         self._digests[stored.key] = hashlib.sha256(data).hexdigest()
-
-    def _not_finite(self, module: Aligned, target: LowRank) -> IncompatibleError:
-        """Whose NaN or Inf it is: an input's, or one of the narrow output dtype."""
-        for adapter, member in zip(self.plan.adapters, module.members, strict=True):
-            if member is None:
-                continue
-            update = adapter.read(module.name)
-            if not (np.isfinite(update.A).all() and np.isfinite(update.B).all()):
-                return IncompatibleError(
-                    f"{adapter.reference}: {module.name} holds NaN or Inf.",
-                    "the training diverged, or the file is damaged; use an earlier checkpoint",
-                )
-        return IncompatibleError(
-            f"{module.name} overflows {self.plan.dtype}.", "store it with --save-dtype float32"
-        )
