@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loramerge._lazy import np
-from loramerge.adapter import Array, LowRank, Updates
+from loramerge.adapter import Adapter, Array, LowRank, Updates
 from loramerge.align import Aligned
-from loramerge.compute import Compute, out_of_memory
+from loramerge.compute import Compute, finite, out_of_memory
+from loramerge.errors import IncompatibleError
 from loramerge.linalg.factors import compare, concat, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
@@ -46,6 +47,11 @@ def solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved
     try:
         return _solve(plan, compute, batch)
     except Exception as error:
+        if "LinAlgError" in type(error).__name__:
+            raise IncompatibleError(
+                f"{batch[0].name}: its numbers are too large for {compute.dtype}.",
+                "use smaller weights, or --compute-dtype float64",
+            ) from None
         if len(batch) == 1 or not out_of_memory(error):
             raise
     half = len(batch) // 2
@@ -78,7 +84,7 @@ def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
     for position, member in enumerate(batch[0].members):
         if member is None:
             continue
-        read = [plan.adapters[position].read(module.name) for module in batch]
+        read = [_finite(plan.adapters[position], module.name) for module in batch]
         factors.append(
             LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
         )
@@ -108,6 +114,17 @@ def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute
 def _key(seed: int, position: int, name: str) -> int:
     """A 32-bit number that names one module of one adapter under one seed."""
     return zlib.crc32(f"{seed}/{position}/{name}".encode())
+
+
+def _finite(adapter: Adapter, name: str) -> LowRank:
+    """The update of one module. Raises IncompatibleError where it holds NaN or Inf."""
+    update = adapter.read(name)
+    if not finite(update):
+        raise IncompatibleError(
+            f"{adapter.reference}: {name} holds NaN or Inf.",
+            "the training diverged, or the file is damaged; use an earlier checkpoint",
+        )
+    return update
 
 
 def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRank | Spectrum:
