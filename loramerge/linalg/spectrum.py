@@ -25,6 +25,9 @@ NULL, SURE = 1e-14, 1e-11
 QR_SHARE = 0.6
 # A squared float32 column norm below this may have lost digits to underflow.
 TINY = 1e-30
+# Singular values below this share of all rank-1 terms' lengths are what rounding leaves of terms
+# that cancel.
+CANCELLED = 100 * 2.0**-52
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,10 @@ def decompose(update: LowRank) -> Spectrum:
     """
     out, into = _basis(update.B), _basis(update.A.mT)
     core = out.coefficients @ into.coefficients.mT
-    U, s, Vh = namespace(core).linalg.svd(core, full_matrices=False)
+    xp = namespace(core)
+    U, s, Vh = xp.linalg.svd(core, full_matrices=False)
+    terms = xp.sum(_norms(out.coefficients) * _norms(into.coefficients), axis=-1)
+    s = xp.where(s > CANCELLED * terms[..., None], s, xp.zeros_like(s))
     return Spectrum(out.columns, out.mix @ U, s, Vh @ into.mix.mT, into.columns.mT)
 
 
@@ -80,6 +86,12 @@ class _Basis:
     columns: Array
     mix: Array
     coefficients: Array
+
+
+def _norms(X: Array) -> Array:
+    """The length of every column. [*b, K]"""
+    squares: Array = namespace(X).sum(X**2, axis=-2)
+    return squares**0.5
 
 
 def _basis(X: Array) -> _Basis:
