@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from loramerge._version import __version__
-from loramerge.adapter import Adapter, Module, source_name
+from loramerge.adapter import Adapter, Module, public_base, source_name
 from loramerge.align import Aligned, Alignment, align
 from loramerge.compute import save_dtype
 from loramerge.errors import IncompatibleError, UsageError, listed
@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
 
     Raises IncompatibleError or UsageError, before any tensor is read, for whatever does not fit.
     """
-    notes = [f"{adapter.reference}: {note}" for adapter in adapters for note in adapter.assumed]
+    notes = [f"{source_name(adapter)}: {note}" for adapter in adapters for note in adapter.assumed]
     _check_variants(adapters)
     notes += _check_extras(recipe, adapters)
     notes += _check_bases(recipe, adapters)
@@ -169,14 +169,13 @@ def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
         )
     taken = adapters[0].extras if recipe.merge.extras == "first" else ()
     dropped = [
-        f"{a.reference}: {extra.key}"
+        f"{source_name(a)}: {extra.key}"
         for position, a in enumerate(adapters)
         for extra in a.extras
         if position or not taken
     ]
-    notes = (
-        [f"carried from {adapters[0].reference}: {listed([e.key for e in taken])}"] if taken else []
-    )
+    source = source_name(adapters[0])
+    notes = [f"carried from {source}: {listed([e.key for e in taken])}"] if taken else []
     return notes + ([f"dropped: {listed(dropped)}"] if dropped else [])
 
 
@@ -184,10 +183,14 @@ def _check_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
     named = {a.base_model for a in adapters if a.base_model}
     if len(named) < 2 or recipe.merge.base_mismatch == "ignore":
         return []
-    message = f"the adapters name different base models: {listed(sorted(named))}"
+    message = "the adapters name different base models"
     if recipe.merge.base_mismatch == "error":
-        raise IncompatibleError(f"{message}.", "--base-mismatch warn merges them all the same")
-    return [message]
+        raise IncompatibleError(
+            f"{message}: {listed(sorted(named))}.",
+            "--base-mismatch warn merges them all the same",
+        )
+    public = {public_base(a) or "a local path" for a in adapters if a.base_model}
+    return [f"{message}: {listed(sorted(public))}"]
 
 
 def _left_out(alignment: Alignment) -> list[str]:
