@@ -68,6 +68,7 @@ class Recipe:
         return {
             "method": self.method.name,
             "weights": [named.weight for named in self.adapters],
+            "alphas": [named.alpha for named in self.adapters],
             "options": msgspec.to_builtins(self.options),
             "settings": {name: value for name, value in settings.items() if name != "device"},
         }
