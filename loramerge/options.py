@@ -17,6 +17,11 @@ __all__ = ["Count", "Factor", "Option", "Options", "Share", "build", "describe",
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every options declaration: immutable, keyword-only, unknown names refused."""
 
+    @property
+    def needs_rank(self) -> str | None:
+        """The option that works only with a rank known from the headers, where it is set."""
+        return None
+
 
 # Bounded numbers, for options that may also be None or a word.
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]

@@ -147,6 +147,8 @@ def _flags(names: Iterable[str]) -> str:
 
 def _check(recipe: Recipe, name: str) -> None:
     s = recipe.settings
+    if s.size is not None:
+        parse_size(s.size)
     given = [bound for bound in BOUNDS if getattr(s, bound) is not None]
     example = f"for example: {recipe.method.example}"
     if recipe.method.takes == "one":
@@ -166,8 +168,11 @@ def _check(recipe: Recipe, name: str) -> None:
             f"{name}: --allocate needs --rank N, --energy, --max-error or --size.",
             "for example: --rank 8",
         )
-    if s.size is not None:
-        parse_size(s.size)
+    if recipe.options.needs_rank and recipe.criterion is not None:
+        raise UsageError(
+            f"{name}: {recipe.options.needs_rank} needs a rank that is the same for every module.",
+            "for example: --rank 8",
+        )
     for named in recipe.adapters:
         if not math.isfinite(named.weight):
             raise UsageError(

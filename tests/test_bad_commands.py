@@ -57,6 +57,7 @@ def refused(*words: str | Path, code: int = 2) -> Typed:
         ("arithmetic a b --allocate sigma", "--allocate needs --rank N", "for example: --rank 8"),
         ("cat a b --rank 3", "cat is arithmetic --rank full; it takes no --rank", "arithmetic"),
         ("cat a b --energy 0.5", "it takes no --energy", "use: loramerge arithmetic"),
+        ("squeeze a --svd randomized --energy 0.9", "--svd randomized needs a rank", "--rank 8"),
         # numbers that are none
         ("cluster a b --lambda nan", "--lambda is nan; it must be a number", "--help"),
         ("cluster a b --scale inf", "--scale is inf", "--help"),
@@ -86,12 +87,17 @@ def refused(*words: str | Path, code: int = 2) -> Typed:
         ("cluster a b --device gpu", "--device is 'gpu'; it must be auto, cpu, cuda", "--help"),
         ("cluster a b --to kohja", "There is no layout 'kohja'", "kohya"),
         # module patterns
-        ("cluster a b --include q_prj", "--include 'q_prj' matches no module", "module"),
+        (
+            "cluster a b --include q_prj",
+            "--include 'q_prj' matches no module",
+            "did you mean '*.q_proj'?",
+        ),
         (
             "cluster a b --exclude layers.0.q_prj",
             "--exclude 'layers.0.q_prj' matches no module",
             "did you mean 'layers.0.q_proj'?",
         ),
+        ("cluster a b --exclude *", "leave no module", "leave one of them out"),
     ],
 )
 def test_a_bad_command_is_refused_with_one_sentence_and_a_hint(
@@ -105,18 +111,22 @@ def test_a_bad_command_is_refused_with_one_sentence_and_a_hint(
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
-        ("cluster a nope -k 2", "nope does not exist", "check the path"),
-        ("squeeze ./nope.safetensors -r 2", "./nope.safetensors does not exist", "check the path"),
-        ("inspect nope", "nope does not exist", "check the path"),
+        ("cluster a nope -k 2", "nope does not exist", "ls ."),
+        ("squeeze ./nope.safetensors -r 2", "./nope.safetensors does not exist", "ls ."),
+        ("inspect nope", "nope does not exist", "ls ."),
         ("squeeze empty -r 2", "empty holds no adapter", "adapter_config.json"),
         ("squeeze a -r 2 -o b", "b exists", "use --force"),
         ("squeeze a -r 2 -o a --force", "a would replace the input a", "choose another -o"),
+        ("squeeze a -r 2 -o file/out", "file/out cannot be written", "-o"),
+        ("squeeze a -r 2 -o photos -f", "holds no adapter; it will not be replaced", "-o"),
         ("squeeze a -r 2 -o file -f", "file is a file; it will not be replaced", "-o"),
     ],
 )
 def test_files_that_do_not_fit_end_with_1(words: str, said: str, hint: str, here: Path) -> None:
     (here / "empty").mkdir()
     (here / "file").write_text("mine")
+    (here / "photos").mkdir()
+    (here / "photos" / "cat.jpg").write_text("mine too")
     done = refused(*words.split(), code=1)
     assert said in done.lines[0]
     assert hint in done.lines[1]

@@ -28,6 +28,11 @@ class SqueezeOptions(Options, frozen=True):
         int, Meta(ge=0, description="Power iterations of the randomized range finder (paper: 2).")
     ] = 2
 
+    @property
+    def needs_rank(self) -> str | None:
+        """The randomized range finder must know how many columns to draw."""
+        return "--svd randomized" if self.svd == "randomized" else None
+
 
 @compressor(
     "squeeze",
@@ -51,6 +56,7 @@ def squeeze(updates: Updates, options: SqueezeOptions) -> Spectrum:
     Retained energy is no measure of task quality.
     """
     update = concat(updates.factors, updates.weights)
-    if options.svd == "exact" or updates.rank is None:
+    if options.svd == "exact":
         return decompose(update)
+    assert updates.rank is not None  # needs_rank
     return randomized(update, updates.rank, options.oversample, options.power, updates.seed)
