@@ -153,6 +153,22 @@ def test_the_rounding_floor_is_what_random_factors_lose(
 
 
 @pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (556_904, "557 kB"),
+        (999_600, "1 MB"),
+        (83_900_000, "83.9 MB"),
+        (2_500_000_000, "2.50 GB"),
+    ],
+)
+def test_sizes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
+    assert ui.in_bytes(count) == text
+
+
+@pytest.mark.parametrize(
     ("share", "text"),
     [
         (0.5, "50.00 %"),

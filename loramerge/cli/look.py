@@ -72,7 +72,9 @@ def card(adapter: "Adapter", modules: bool = False) -> dict[str, Any]:
 
 
 def _card_rows(one: Mapping[str, Any]) -> list[Row]:
-    size = f"{one['bytes'] / 1e6:.2f} MB, {', '.join(one['dtypes'])}"
+    from loramerge.cli.ui import in_bytes
+
+    size = f"{in_bytes(one['bytes'])}, {', '.join(one['dtypes'])}"
     rows = [
         Row("adapter", one["adapter"]),
         Row("layout", one["layout"]),

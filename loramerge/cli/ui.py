@@ -14,7 +14,7 @@ from loramerge.cli.terminal import Row, print_rows
 from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
 
-__all__ = ["FLOOR", "Results", "echo_json", "show_plans"]
+__all__ = ["FLOOR", "Results", "echo_json", "in_bytes", "show_plans"]
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # What rounding both factors to a dtype costs: ||B'A' - BA|| / ||BA|| of normally distributed
@@ -32,6 +32,14 @@ def echo_json(facts: dict[str, Any]) -> None:
 def echo_path(path: Path) -> None:
     """The path of a result on stdout, as the system spells it."""
     click.echo(os.fsencode(path))
+
+
+def in_bytes(count: int) -> str:
+    """A size as people read it: 999 B, 556 kB, 1.12 MB, 84 MB."""
+    for unit, power in (("B", 0), ("kB", 3), ("MB", 6)):
+        if count < 999.5 * 10**power:
+            return f"{count / 10**power:.3g} {unit}"
+    return f"{count / 1e9:,.2f} GB"
 
 
 class Results:
@@ -67,7 +75,7 @@ def _report(report: Report) -> list[Row]:
     method = plan.recipe.method
     done = "merged" if method.takes == "many" else "compressed"
     against = "the exact weighted sum" if method.takes == "many" else "the input"
-    size = f"{report.file_bytes / 1e6:.2f} MB, {report.tensors} tensors, {DTYPES[plan.dtype]}"
+    size = f"{in_bytes(report.file_bytes)}, {report.tensors} tensors, {DTYPES[plan.dtype]}"
     rows = [
         Row("method", f"{method.name}, {method.paper}"),
         Row("adapters", _adapters(plan)),
@@ -215,13 +223,13 @@ def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
     kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
     passes = "two passes" if plan.surveyed else "one pass"
     total = len(facts["modules"]) + len(facts["left_out"])
-    written = f"{facts['write_bytes'] / 1e6:.2f} MB, {DTYPES[plan.dtype]}"
+    written = f"{in_bytes(facts['write_bytes'])}, {DTYPES[plan.dtype]}"
     return [
         Row("method", f"{plan.recipe.method.name}, {plan.recipe.method.paper}"),
         Row("adapters", _adapters(plan)),
         Row("modules", f"{len(facts['modules'])} of {total}: {kinds}"),
         Row("rank", f"{_ranks_in(plan)} -> {bound}{_span(*_ends(plan))}"),
-        Row("reads", f"{plan.read_bytes / 1e6:.2f} MB in {passes}"),
+        Row("reads", f"{in_bytes(plan.read_bytes)} in {passes}"),
         Row("writes", f"{bound}{written}, {plan.layout.name} layout"),
         Row("plan", "nothing was computed or written"),
     ]
