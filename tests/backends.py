@@ -1,10 +1,9 @@
-"""The same numbers as arrays of another kind: NumPy, torch on the CPU, array-api-strict."""
+"""The same numbers as arrays of another kind: NumPy, torch, array-api-strict."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
 import torch
@@ -29,10 +28,17 @@ class Backend:
         return LowRank(self.take(update.A), self.take(update.B))
 
 
+def _strict(x: np.ndarray) -> Any:
+    import array_api_strict  # not there on every machine that has a GPU
+
+    return array_api_strict.asarray(x)
+
+
 BACKENDS = {
     "numpy": Backend(lambda x: x, lambda x: x),
     "torch": Backend(lambda x: torch.from_numpy(x.copy()), lambda x: x.numpy()),
-    "strict": Backend(array_api_strict.asarray, np.asarray),
+    "cuda": Backend(lambda x: torch.from_numpy(x.copy()).cuda(), lambda x: x.cpu().numpy()),
+    "strict": Backend(_strict, np.asarray),
 }
 
 
@@ -44,8 +50,7 @@ def lend_kernels_to_strict(monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(x, np.ndarray):
                 return kernel(x, *rest)
             found = kernel(np.asarray(x), *rest)
-            put = array_api_strict.asarray
-            return tuple(map(put, found)) if isinstance(found, tuple) else put(found)
+            return tuple(map(_strict, found)) if isinstance(found, tuple) else _strict(found)
 
         return call
 

@@ -106,6 +106,10 @@ def related(
 
 @pytest.fixture
 def updates(rng: np.random.Generator) -> Updates:
+    return three_related(rng)
+
+
+def three_related(rng: np.random.Generator) -> Updates:
     """Three batches of related updates, unequal in rank, weight (one negative) and scaling."""
     scalings = (2.0, 1.0, 0.5)
     return Updates(
