@@ -1,0 +1,101 @@
+"""The model card: readable by the Hub, escaped, and its command makes the file again."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import loramerge as lm
+from loramerge.card import card
+from tests.build import write_peft
+from tests.conftest import factors
+from tests.typed import typed
+
+
+def front(text: str) -> dict[str, object]:
+    """The YAML between the first two rules."""
+    _, matter, _ = text.split("---\n", 2)
+    return yaml.safe_load(matter)
+
+
+def test_the_front_matter_names_library_tags_and_base(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    a = write_peft(tmp_path / "a", factors(rng, 4), base_model_name_or_path="org/base")
+    found = front(card(lm.squeeze(a, rank=2)[1]))
+    assert found["base_model"] == "org/base"
+    assert found["base_model_relation"] == "adapter"
+    assert found["library_name"] == "peft"
+    assert found["tags"] == ["lora", "merge", "loramerge"]
+
+
+@pytest.mark.parametrize("base", ["x\nlicense: mit", "a: b", "[x]", "# no", 'q"uote', "yes"])
+def test_a_base_model_cannot_add_to_the_front_matter(
+    tmp_path: Path, rng: np.random.Generator, base: str
+) -> None:
+    a = write_peft(tmp_path / "a", factors(rng, 4), base_model_name_or_path=base)
+    found = front(card(lm.squeeze(a, rank=2)[1]))
+    assert found["base_model"] == base
+    assert "license" not in found
+
+
+@pytest.mark.parametrize("base", [None, "/home/me/base", "./base", "~/base", "C:\\base", "a/b/c"])
+def test_a_local_base_model_is_not_published(
+    tmp_path: Path, rng: np.random.Generator, base: str | None
+) -> None:
+    a = write_peft(tmp_path / "a", factors(rng, 4), base_model_name_or_path=base)
+    assert "base_model" not in front(card(lm.squeeze(a, rank=2)[1]))
+
+
+def test_base_models_that_differ_are_left_out(tmp_path: Path, rng: np.random.Generator) -> None:
+    a, b = (
+        write_peft(tmp_path / name, factors(rng, 4), base_model_name_or_path=f"org/{name}")
+        for name in "ab"
+    )
+    assert "base_model" not in front(card(lm.cat([a, b])[1]))
+
+
+def test_a_strange_name_stays_in_its_cell(tmp_path: Path, rng: np.random.Generator) -> None:
+    a = write_peft(tmp_path / "a|b`*[c]\n# d", factors(rng, 4))
+    text = card(lm.squeeze(a, rank=2)[1])
+    row = next(line for line in text.splitlines() if line.startswith("| a"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4
+    assert "\n# d" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cat a b -w 1 -w -0.3333333333333333",
+        "arithmetic a b c --rank 3 --lambda 0.7 --save-dtype float16",
+        "cluster a b -k 3 --gauge raw --seed 7 --scale 0.5",
+        "squeeze c --energy 0.9 --allocate sigma --include *.q_proj --include *.up_proj",
+        "squeeze c --size 20kB",
+        "squeeze bare.safetensors --alpha 12 --rank 2",
+    ],
+)
+def test_the_command_of_the_card_makes_the_file_again(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(1)
+    write_peft(tmp_path / "bare.safetensors", factors(rng, 4))
+    assert typed(*words.split(), "-o", "first").code == 0
+    text = (tmp_path / "first" / "README.md").read_text()
+    line = re.search(r"```sh\nloramerge (.+)\n```", text)
+    assert line
+    assert typed(*shlex.split(line[1]), "-o", "second").code == 0
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "first" / weights).read_bytes() == (
+        tmp_path / "second" / weights
+    ).read_bytes()
+
+
+def test_the_card_shows_the_measured_errors(three: list[Path]) -> None:
+    _, report = lm.arithmetic(three, rank=2)
+    text = card(report)
+    assert f"| whole adapter | {report.relative_error:.3g} | {report.energy:.6g} |" in text
+    assert f"| {report.worst.name} | {report.worst.relative_error:.3g} |" in text
