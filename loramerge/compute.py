@@ -131,4 +131,9 @@ def encode(x: Array, dtype: str) -> Array:
         with np.errstate(over="ignore"):  # becomes infinite, and is named where it is measured
             return np.ascontiguousarray(x, np.float16)
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    rounded = bits >> 16  # in place from here on: temporaries of this size cost page faults
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    return rounded.astype(np.uint16)

@@ -8,7 +8,8 @@ whole adapter, results wait in a spool between two passes.
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,8 +45,9 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
     began = time.perf_counter()
     settings = plan.recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plan.read_bytes)
-    with single_threaded_blas(), ThreadPoolExecutor(compute.threads) as pool, Spool() as spool:
+    with ThreadPoolExecutor(compute.threads) as pool, Spool() as spool, ExitStack() as limits:
         hashes = [pool.submit(_sha256, adapter.source) for adapter in plan.adapters]
+        limits.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun
         survey = _survey(plan, compute, pool, spool, listen) if plan.surveyed else None
         output = Output(plan, survey.ranks if survey else plan.ranks, target)
         listen(Started("writing", len(plan.alignment.modules)))
@@ -76,7 +78,7 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
 
 def _check_bound(report: Report) -> None:
     bound = report.plan.recipe.settings.max_error
-    if bound is None or not report.plan.recipe.method.exact:
+    if bound is None or not report.plan.recipe.method.exact(report.plan.options):
         return
     # With an allocation the bound is one on the whole adapter.
     whole = report.plan.recipe.settings.allocate is not None
@@ -94,17 +96,14 @@ def _each(
     pool: Executor, work: Callable[[Item], Result], items: Sequence[Item], listen: Listener
 ) -> list[Result]:
     """Results in any order, as soon as they are there; the first failure cancels the rest."""
-    pending = {pool.submit(work, item) for item in items}
-    return list(_drained(pending, listen))
+    return list(_drained([pool.submit(work, item) for item in items], listen))
 
 
-def _drained(pending: set[Future[Result]], listen: Listener) -> Iterator[Result]:
+def _drained(pending: Sequence[Future[Result]], listen: Listener) -> Iterator[Result]:
     try:
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-                listen(Advanced(1))
+        for future in as_completed(pending):
+            yield future.result()
+            listen(Advanced(1))
     finally:
         for future in pending:
             future.cancel()
@@ -117,7 +116,9 @@ def _streamed(
     by_name = {module.name: module for module in plan.alignment.modules}
 
     def work(batch: tuple[Aligned, ...]) -> list[ModuleReport]:
-        return [output.emit(by_name[s.name], s.update) for s in solve(plan, compute, batch)]
+        return [
+            output.emit(by_name[s.name], s.update, s.target) for s in solve(plan, compute, batch)
+        ]
 
     return _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
 
@@ -142,7 +143,7 @@ def _spooled(
     """The second pass: what waited in the spool, at its final rank and length."""
 
     def work(module: Aligned) -> ModuleReport:
-        return output.emit(module, survey.finished(spool.get(module.name), module.name))
+        return output.emit(module, survey.finished(spool.get(module.name), module.name), None)
 
     return _each(pool, work, plan.alignment.modules, listen)
 

@@ -18,7 +18,7 @@ from loramerge.io._write import start_file
 from loramerge.linalg.factors import compare, pad
 from loramerge.plan import Plan
 from loramerge.report import ModuleReport
-from loramerge.solve import read_target
+from loramerge.solve import Target, read_target
 
 __all__ = ["Output"]
 
@@ -41,23 +41,28 @@ class Output:
             if stored.part is None:
                 self._put(stored, stored.content())
 
-    def emit(self, module: Aligned, update: LowRank) -> ModuleReport:
-        """Write one module and measure it, as stored, against the exact weighted sum."""
-        target = read_target(self.plan, module)
+    def emit(self, module: Aligned, update: LowRank, target: Target | None = None) -> ModuleReport:
+        """Write one module and measure it, as stored, against the exact weighted sum.
+
+        Where the sum is not at hand it is read again.
+        """
+        target = target or read_target(self.plan, module)
         rank = min(self.ranks[module.name], update.rank)
         stored_rank = 0
         if rank > 0:
             stored = self._modules[module.name]
             stored_rank, root = stored.rank, stored.scaling**0.5
             update = pad(update, stored_rank)
-            A = self._part(module.name, "A", update.A / root) * root
-            update = LowRank(A, self._part(module.name, "B", update.B / root) * root)
-        if not (finite(target) and finite(update)):
+            if root != 1:
+                update = LowRank(update.A / root, update.B / root)
+            A, B = self._part(module.name, "A", update.A), self._part(module.name, "B", update.B)
+            update = LowRank(A * root, B * root) if root != 1 else LowRank(A, B)
+        if not (finite(target.update) and finite(update)):
             raise IncompatibleError(
                 f"{module.name} overflows {self.plan.dtype}.",
                 "use smaller weights, or store more with --save-dtype float32",
             )
-        near = compare(target, update)
+        near = compare(target.update, update, target.known)
         numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
         return ModuleReport(module.name, module.ranks, rank, stored_rank, *numbers)
 
@@ -66,11 +71,11 @@ class Output:
 
         Raises OutputError where a tensor reads back different.
         """
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
         source = open_source(self.path)
         keys = sorted(source.tensors)
         found = pool.map(lambda key: hashlib.sha256(source.read(key)).hexdigest(), keys)
+        os.fsync(self._descriptor)  # the disk is busy while the pool reads back
+        os.close(self._descriptor)
         wrong = [
             key for key, digest in zip(keys, found, strict=True) if digest != self._digests[key]
         ]
@@ -91,8 +96,9 @@ class Output:
         """Write one factor; returned as a reader will find it."""
         stored = self._stored[module, part]
         encoded = encode(values, stored.dtype)
-        self._put(stored, encoded.data.cast("B"))
-        return decode(encoded.tobytes(), stored.dtype, stored.key).reshape(values.shape)
+        data = encoded.data.cast("B")
+        self._put(stored, data)
+        return decode(data, stored.dtype, stored.key).reshape(values.shape)
 
     def _put(self, stored: Stored, data: bytes | memoryview) -> None:
         self._writer.write(stored.key, data)

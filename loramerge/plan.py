@@ -224,8 +224,9 @@ def _ranks(
 ) -> tuple[dict[str, int], bool, list[str]]:
     """Kept rank by module, whether nothing is cut, and notes."""
     own = getattr(options, recipe.method.rank_option) if recipe.method.rank_option else None
+    every = recipe.method.every_rank(options)
     caps = {
-        module.name: module.cap if own is None else min(own, sum(module.ranks))
+        module.name: min(module.model.shape) if every else min(own or module.cap, sum(module.ranks))
         for module in alignment.modules
     }
     asked = recipe.settings.rank

@@ -13,10 +13,31 @@ from loramerge.linalg.scales import ScaleName
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options, did_you_mean
 
-__all__ = ["Method", "Preset", "compressor", "layout_names", "load", "merger", "method", "methods"]
+__all__ = [
+    "Method",
+    "Preset",
+    "always",
+    "compressor",
+    "layout_names",
+    "load",
+    "merger",
+    "method",
+    "methods",
+    "never",
+]
 
 Rule: TypeAlias = Callable[[Updates, Any], LowRank | Spectrum]
 AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+def always(options: Options) -> bool:
+    """With any options."""
+    return True
+
+
+def never(options: Options) -> bool:
+    """With no options."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +47,8 @@ class Method:
     `takes` says whether it merges many adapters or compresses one; `scale` is its own default for
     --scale. `rank_option` names the option that fixes the rank of its result (cluster's k), and
     `paper_scale` gives the factor its paper puts on a module's result, where there is one. `exact`
-    says that the rule itself is the weighted sum, so that a measured error is what was cut.
+    says with which options the rule itself is the weighted sum, so that a measured error is what
+    was cut; `every_rank` with which its result has more ranks than the updates together.
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     """
 
@@ -41,7 +63,8 @@ class Method:
     presets: tuple["Preset", ...] = ()
     rank_option: str | None = None
     paper_scale: Callable[[Updates, Any], float] | None = None
-    exact: bool = False
+    exact: Callable[[Any], bool] = never
+    every_rank: Callable[[Any], bool] = never
     chooses_rank: bool = False
 
     @property
@@ -72,7 +95,8 @@ def merger(
     presets: tuple[Preset, ...] = (),
     rank_option: str | None = None,
     paper_scale: Callable[[Updates, Any], float] | None = None,
-    exact: bool = False,
+    exact: Callable[[Any], bool] = never,
+    every_rank: Callable[[Any], bool] = never,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
 
@@ -90,6 +114,7 @@ def merger(
             rank_option=rank_option,
             paper_scale=paper_scale,
             exact=exact,
+            every_rank=every_rank,
         )
         return rule
 
@@ -111,7 +136,7 @@ def compressor(
             paper=paper,
             example=example,
             scale="paper",
-            exact=True,
+            exact=always,
             chooses_rank=chooses_rank,
         )
         return rule

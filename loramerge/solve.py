@@ -9,12 +9,20 @@ from loramerge.adapter import Adapter, Array, LowRank, Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute, finite, out_of_memory
 from loramerge.errors import IncompatibleError
-from loramerge.linalg.factors import compare, concat, norm, scale
+from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
 
-__all__ = ["Solved", "batches", "read_target", "solve"]
+__all__ = ["Solved", "Target", "batches", "read_target", "solve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The exact weighted sum of one module, with its Gram matrices where they are known."""
+
+    update: LowRank
+    known: Grams | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +30,15 @@ class Solved:
     """The result for one module: numpy factors, no batch dimension.
 
     `singular_values` and `totals` are there if the plan must see the whole adapter first; the
-    update then has every rank it may keep, in decreasing order.
+    update then has every rank it may keep, in decreasing order. `target` is what the result will
+    be measured against, where it is at hand.
     """
 
     name: str
     update: LowRank
     singular_values: Array | None
     totals: Totals | None
+    target: Target | None
 
 
 def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
@@ -61,21 +71,43 @@ def solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved
 def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
     updates = _read(plan, compute, batch)
     result = plan.recipe.method.rule(updates, plan.options)
+    target = _target(plan, updates, result)
     result = _rescaled(plan, updates, result)
     totals: list[Totals | None] = [None] * len(batch)
     if plan.scaled:
-        totals = [*_totals(plan, batch[0], updates, result)]
+        totals = [*_totals(plan, batch[0], updates, target, result)]
     limit = plan.ranks[batch[0].name]
     values: list[Array | None] = [None] * len(batch)
     if plan.recipe.criterion is not None or isinstance(result, Spectrum) or result.rank > limit:
-        spectrum = result if isinstance(result, Spectrum) else decompose(result)
+        same = target.known if result is target.update else None
+        spectrum = result if isinstance(result, Spectrum) else decompose(result, same)
         result = spectrum.truncated(limit)
         values = list(compute.unload(spectrum.s[..., :limit]))
     A, B = compute.unload(result.A), compute.unload(result.B)
     return [
-        Solved(module.name, LowRank(A[i], B[i]), values[i], totals[i])
+        Solved(
+            name=module.name,
+            update=LowRank(A[i], B[i]),
+            singular_values=values[i],
+            totals=totals[i],
+            target=_at(target, i) if compute.on_cpu else None,
+        )
         for i, module in enumerate(batch)
     ]
+
+
+def _target(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> Target:
+    """The exact weighted sum, which may be the result itself."""
+    exact = plan.recipe.method.exact(plan.options) and isinstance(result, LowRank)
+    update = result if exact else concat(updates.factors, updates.weights)
+    assert isinstance(update, LowRank)
+    return Target(update, grams(update))
+
+
+def _at(target: Target, i: int) -> Target:
+    """One item of a batch of targets."""
+    update, known = target.update, target.known
+    return Target(LowRank(update.A[i], update.B[i]), known and Grams(B=known.B[i], A=known.A[i]))
 
 
 def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
@@ -144,11 +176,14 @@ def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRa
 
 
 def _totals(
-    plan: Plan, model: Aligned, updates: Updates, result: LowRank | Spectrum
+    plan: Plan,
+    model: Aligned,
+    updates: Updates,
+    target: Target,
+    result: LowRank | Spectrum,
 ) -> list[Totals]:
     """What the scale policies need of each module: norms of the parts, the sum and the result."""
-    whole = result.truncated(result.s.shape[-1]) if isinstance(result, Spectrum) else result
-    near = compare(concat(updates.factors, updates.weights), whole)
+    square, length, inner = _lengths(target, result)
     published = plan.recipe.method.paper_scale
     paper = published(updates, plan.options) if published else 1.0
     norms = iter(zip(updates.factors, updates.weights, strict=True))
@@ -156,20 +191,30 @@ def _totals(
     return [
         Totals(
             parts=tuple(0.0 if part is None else float(part[i]) for part in parts),
-            target=float(near.target[i]),
-            result=float(near.result[i]),
-            inner=float(near.inner[i]),
-            paper=paper**2 * float(near.result[i]),
+            target=float(square[i]),
+            result=float(length[i]),
+            inner=float(inner[i]),
+            paper=paper**2 * float(length[i]),
         )
-        for i in range(near.target.shape[0])
+        for i in range(square.shape[0])
     ]
+
+
+def _lengths(target: Target, result: LowRank | Spectrum) -> tuple[Array, Array, Array]:
+    """||target||^2, ||result||^2 and <result, target>, of the result before it is cut. All [b]"""
+    if isinstance(result, Spectrum):
+        if result.whole is not None:
+            return norm(target.update) ** 2, *result.whole
+        result = result.truncated(result.s.shape[-1])
+    near = compare(target.update, result, target.known)
+    return near.target, near.result, near.inner
 
 
 def _square(update: LowRank, weight: float) -> Array:
     return weight**2 * norm(update) ** 2
 
 
-def read_target(plan: Plan, module: Aligned) -> LowRank:
+def read_target(plan: Plan, module: Aligned) -> Target:
     """The exact weighted sum of one module, as factors, straight from the files."""
     present = [
         (adapter.read(module.name), named.weight)
@@ -178,4 +223,4 @@ def read_target(plan: Plan, module: Aligned) -> LowRank:
         )
         if member is not None
     ]
-    return concat([update for update, _ in present], [weight for _, weight in present])
+    return Target(concat([update for update, _ in present], [weight for _, weight in present]))

@@ -1,13 +1,26 @@
-"""Task arithmetic: the weighted sum of updates, exactly."""
+"""Task arithmetic: the weighted sum of updates, exactly; or of thinned ones."""
 
-from loramerge.adapter import LowRank, Updates
+from loramerge.adapter import Array, LowRank, Updates
+from loramerge.algorithms._rules import merge_entries
+from loramerge.algorithms._sparsify import SparseOptions, has_every_rank
 from loramerge.linalg.factors import concat
-from loramerge.options import Options
+from loramerge.linalg.kernels import namespace
+from loramerge.linalg.spectrum import Spectrum
 from loramerge.registry import Preset, merger
 
 
-class ArithmeticOptions(Options, frozen=True):
-    """None of its own: weights, --lambda and --rank say everything."""
+class ArithmeticOptions(SparseOptions, frozen=True):
+    """What is left of each update before it is added; everything, unless asked for."""
+
+
+def is_exact(options: ArithmeticOptions) -> bool:
+    """Whether nothing is left out: the weighted sum itself."""
+    return options.sparsify == "none"
+
+
+def fills(options: ArithmeticOptions) -> bool:
+    """Whether the result has more ranks than the updates together."""
+    return options.sparsify != "none" and has_every_rank(options)
 
 
 @merger(
@@ -16,19 +29,39 @@ class ArithmeticOptions(Options, frozen=True):
     options=ArithmeticOptions,
     example="loramerge arithmetic a b -w 1 -w -0.5 --rank 16",
     scale="paper",
-    exact=True,
-    presets=(Preset("cat", {"rank": "full"}, "The weighted sum with every rank kept: exact."),),
+    exact=is_exact,
+    every_rank=fills,
+    presets=(
+        Preset("cat", {"rank": "full"}, "The weighted sum with every rank kept: exact."),
+        Preset("magnitude", {"sparsify": "magnitude"}, "Sum the largest entries of each update."),
+        Preset("dare", {"sparsify": "dare"}, "Drop entries at random, rescale the rest, sum."),
+        Preset("della", {"sparsify": "della"}, "Drop small entries more often, rescale, sum."),
+        Preset("breadcrumbs", {"sparsify": "breadcrumbs"}, "Drop the largest and smallest, sum."),
+    ),
 )
-def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank:
+def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectrum:
     """Add the updates up, each times its weight (task arithmetic, or negation).
 
     dW = lambda * sum_t w_t dW_t, with rank sum_t r_t before --rank cuts it to its best
     approximation. Weights may be negative. With --rank full the factors are concatenated and
     nothing is lost: PEFT's `cat`.
 
+    With --sparsify each update first loses entries, looked at in the coordinates of --space:
+    magnitude keeps the largest, ceil(density n) of each module's n; dare keeps each with chance
+    density and divides it by that; della does so with a chance that grows with the rank in the
+    row; breadcrumbs leaves out the largest gamma n and keeps the density n that follow.
+
     Where it differs. PEFT's `linear` adds the factors A and B instead of the updates, which adds
     cross terms B_i A_j that belong to no adapter; it is not offered. The paper scales the sum of
     full-weight task vectors by a lambda chosen on validation data; ours is 1 unless --lambda says
-    otherwise.
+    otherwise. The papers of the sparsifiers look at delta weights: --space dense; knots is as good
+    here, and faster by far. mergekit rescales to the norm that was before, we by the chance.
     """
-    return concat(updates.factors, updates.weights)
+    if options.sparsify == "none":
+        return concat(updates.factors, updates.weights)
+
+    def rule(values: Array) -> Array:
+        total: Array = namespace(values).sum(values, axis=0)
+        return total
+
+    return merge_entries(updates, options, rule)

@@ -119,7 +119,7 @@ def open_source(path: Path) -> Source:
     return Source(path, handle, 8 + length, size, tensors, metadata)
 
 
-def decode(data: bytes, dtype: str, key: str) -> Array:
+def decode(data: bytes | memoryview, dtype: str, key: str) -> Array:
     """Stored bytes as a flat float array. bfloat16 by bit shift: numpy has none."""
     if dtype == "BF16":
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)

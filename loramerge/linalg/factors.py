@@ -25,6 +25,19 @@ class Closeness:
     error: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """B^T B and A A^T of an update, in float64. Both [*b, r, r]"""
+
+    B: Array
+    A: Array
+
+
+def grams(update: LowRank) -> Grams:
+    """The Gram matrices of an update, multiplied in its own precision."""
+    return Grams(B=gram(update.B), A=gram(update.A.mT))
+
+
 def scale(update: LowRank, factor: float) -> LowRank:
     """Factor * dW, the factor on B: exact wherever the factor is a power of two."""
     return update if factor == 1 else LowRank(update.A, update.B * factor)
@@ -63,41 +76,44 @@ def norm(update: LowRank) -> Array:
     return root
 
 
-def compare(target: LowRank, result: LowRank) -> Closeness:
+def compare(target: LowRank, result: LowRank, known: Grams | None = None) -> Closeness:
     """||target||^2, ||result||^2, <target, result> and ||target - result||^2 of delta weights.
 
     In the factors' own precision first; where the numbers asked for are near the rounding of that,
     with float64 Gram matrices; where still so, by QR of [B_target, -B_result] and
-    [A_target; A_result], which loses nothing to squaring.
+    [A_target; A_result], which loses nothing to squaring. `known` are the target's Gram matrices,
+    where they have been computed already.
     """
-    xp = namespace(target.B)
-    both = LowRank(
-        A=xp.concat([target.A, like(result.A, target.A)], axis=-2),
-        B=xp.concat([target.B, -like(result.B, target.B)], axis=-1),
-    )
-    found = _by_gram(both, target.rank, SINGLE)
+    result = LowRank(like(result.A, target.A), like(result.B, target.B))
+    found = _by_gram(target, result, SINGLE, known)
     if found is None:
-        both = LowRank(double(both.A), double(both.B))
-        found = _by_gram(both, target.rank, DOUBLE)
-    return found or _by_qr(both, target.rank)
+        target = LowRank(double(target.A), double(target.B))
+        result = LowRank(double(result.A), double(result.B))
+        found = _by_gram(target, result, DOUBLE, None)
+    return found or _by_qr(target, result)
 
 
-def _by_gram(both: LowRank, split: int, epsilon: float) -> Closeness | None:
+def _by_gram(
+    target: LowRank, result: LowRank, epsilon: float, known: Grams | None
+) -> Closeness | None:
     """The four numbers from Gram matrices, or None if rounding could be seen in them."""
-    terms = gram(both.B) * gram(both.A.mT)
-    target = terms[..., :split, :split]
-    error, length = _sum(terms), _sum(target)
+    known, own = known or grams(target), grams(result)
+    crossed = double(target.B.mT @ result.B) * double(target.A @ result.A.mT)
+    terms = (known.B * known.A, crossed, own.B * own.A)
+    length, inner, result_length = (_sum(term) for term in terms)
+    error = length - 2 * inner + result_length
+    sizes = [_sum(abs(term)) for term in terms]
+    whole = sizes[0] + 2 * sizes[1] + sizes[2]
     seen = ROUNDINGS * epsilon
-    clear = (error > seen * _sum(abs(terms))) & (length > seen * _sum(abs(target)))
-    empty = _sum(abs(terms)) == 0
-    if not bool(namespace(terms).all(clear | empty)):
+    clear = (error > seen * whole) & (length > seen * sizes[0])
+    if not bool(namespace(whole).all(clear | (whole == 0))):
         return None
-    inner = -_sum(terms[..., :split, split:])
-    return Closeness(length, _sum(terms[..., split:, split:]), inner, error)
+    return Closeness(length, result_length, inner, error)
 
 
-def _by_qr(both: LowRank, split: int) -> Closeness:
+def _by_qr(target_update: LowRank, result_update: LowRank) -> Closeness:
     """The four numbers from R_B R_A^T, a small matrix of the same norm."""
+    both, split = concat([target_update, result_update], [1.0, -1.0]), target_update.rank
     xp = namespace(both.B)
     R_B, R_A = xp.linalg.qr(both.B)[1], xp.linalg.qr(both.A.mT)[1]
     target = R_B[..., :, :split] @ R_A[..., :, :split].mT

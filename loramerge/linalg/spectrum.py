@@ -9,8 +9,10 @@ ill-conditioned case, and its own singular values stay accurate relative to them
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from loramerge.adapter import Array, LowRank
+from loramerge.linalg.factors import Grams
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace
 
 __all__ = ["Spectrum", "decompose", "lift", "randomized"]
@@ -25,6 +27,8 @@ NULL, SURE = 1e-14, 1e-11
 QR_SHARE = 0.6
 # A squared float32 column norm below this may have lost digits to underflow.
 TINY = 1e-30
+# Rows laid side by side in a reduction over columns.
+FOLD = 64
 # Singular values below this share of all rank-1 terms' lengths are what rounding leaves of terms
 # that cancel.
 CANCELLED = 100 * 2.0**-52
@@ -34,7 +38,9 @@ CANCELLED = 100 * 2.0**-52
 class Spectrum:
     """A thin SVD not yet lifted: U = left @ u, Vh = vh @ right, s descending in float64.
 
-    left [*b, m, p], u [*b, p, q], s [*b, q], vh [*b, q, p'], right [*b, p', n].
+    left [*b, m, p], u [*b, p, q], s [*b, q], vh [*b, q, p'], right [*b, p', n]. Where these are
+    only the leading part of an update, `whole` is its squared norm and its inner product with the
+    weighted sum of the inputs, both [*b].
     """
 
     left: Array
@@ -42,6 +48,7 @@ class Spectrum:
     s: Array
     vh: Array
     right: Array
+    whole: tuple[Array, Array] | None = None
 
     def truncated(self, rank: int) -> LowRank:
         """The best approximation of this rank, sqrt(s) on each side (Eckart-Young-Mirsky).
@@ -50,14 +57,15 @@ class Spectrum:
         """
         root = self.s[..., :rank] ** 0.5
         B = lift(self.left, self.u[..., :, :rank] * root[..., None, :])
-        A = lift(self.right.mT, (self.vh[..., :rank, :] * root[..., :, None]).mT).mT
         sign = _signs(B)
-        return LowRank(A=A * sign[..., :, None], B=B * sign[..., None, :])
+        mix = like(self.vh[..., :rank, :] * root[..., :, None], self.right)
+        return LowRank(A=(mix * sign[..., :, None]) @ self.right, B=B * sign[..., None, :])
 
     def scaled(self, factor: float) -> "Spectrum":
         """The thin SVD of factor * dW; the sign of the factor goes to U."""
         u = self.u if factor >= 0 else -self.u
-        return Spectrum(self.left, u, self.s * abs(factor), self.vh, self.right)
+        whole = self.whole and (self.whole[0] * factor**2, self.whole[1] * factor)
+        return Spectrum(self.left, u, self.s * abs(factor), self.vh, self.right, whole)
 
 
 def lift(columns: Array, mix: Array) -> Array:
@@ -65,18 +73,26 @@ def lift(columns: Array, mix: Array) -> Array:
     return columns @ like(mix, columns)
 
 
-def decompose(update: LowRank) -> Spectrum:
+def decompose(update: LowRank, known: Grams | None = None) -> Spectrum:
     """The exact thin SVD of B @ A, with as many singular values as B @ A can have.
 
     A batch takes the road of its most difficult item; on the CPU a batch is one module.
     """
-    out, into = _basis(update.B), _basis(update.A.mT)
+    out = _basis(update.B, known.B if known else None)
+    into = _basis(update.A.mT, known.A if known else None)
     core = out.coefficients @ into.coefficients.mT
     xp = namespace(core)
     U, s, Vh = xp.linalg.svd(core, full_matrices=False)
     terms = xp.sum(_norms(out.coefficients) * _norms(into.coefficients), axis=-1)
     s = xp.where(s > CANCELLED * terms[..., None], s, xp.zeros_like(s))
     return Spectrum(out.columns, out.mix @ U, s, Vh @ into.mix.mT, into.columns.mT)
+
+
+class Reduction(Protocol):
+    """A reduction of the array API, such as max."""
+
+    def __call__(self, x: Array, *, axis: int) -> Array:
+        """The reduced array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +110,17 @@ def _norms(X: Array) -> Array:
     return squares**0.5
 
 
-def _basis(X: Array) -> _Basis:
+def _basis(X: Array, G: Array | None) -> _Basis:
     rows, columns = X.shape[-2:]
     if columns > QR_SHARE * rows:
         return _by_qr(X)
-    return _by_cholesky(X) or _by_eigenvectors(X) or _by_qr(X)
+    return _by_cholesky(X, G) or _by_eigenvectors(X) or _by_qr(X)
 
 
-def _by_cholesky(X: Array) -> _Basis | None:
+def _by_cholesky(X: Array, G: Array | None) -> _Basis | None:
     """Q = X N^-1 L^-T, from G = X^T X = N L L^T N with N the column norms; None if unsafe."""
     xp = namespace(X)
-    G = gram(X)
+    G = gram(X) if G is None else G
     squares = xp.linalg.diagonal(G)
     if not bool(xp.all(squares > TINY)):
         return None
@@ -143,8 +159,26 @@ def _by_qr(X: Array) -> _Basis:
 def _signs(B: Array) -> Array:
     """+1 or -1 for each column: the sign of its entry of largest magnitude. [*b, r]"""
     xp = namespace(B)
-    positive = xp.max(B, axis=-2) >= -xp.min(B, axis=-2)
-    return like(positive, B) * 2 - 1
+    highest, lowest = _columnwise(xp.max, B), _columnwise(xp.min, B)
+    return like(highest >= -lowest, B) * 2 - 1
+
+
+def _columnwise(reduce: Reduction, X: Array) -> Array:
+    """A reduction over the rows of X [*b, d, K]. [*b, K]
+
+    NumPy reduces a tall matrix of few columns ten times slower than a wide one, so rows are laid
+    side by side first.
+    """
+    xp = namespace(X)
+    *batch, rows, columns = X.shape
+    whole = rows - rows % FOLD
+    if whole == 0:
+        return reduce(X, axis=-2)
+    wide = xp.reshape(X[..., :whole, :], (*batch, rows // FOLD, FOLD * columns))
+    found = reduce(xp.reshape(reduce(wide, axis=-2), (*batch, FOLD, columns)), axis=-2)
+    if whole == rows:
+        return found
+    return reduce(xp.stack([found, reduce(X[..., whole:, :], axis=-2)]), axis=0)
 
 
 def randomized(update: LowRank, rank: int, oversample: int, power: int, seed: int) -> Spectrum:

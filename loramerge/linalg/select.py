@@ -1,0 +1,146 @@
+"""The k entries of largest magnitude of a matrix that is only ever seen in tiles: exactly k."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loramerge.adapter import Array
+from loramerge.linalg.kernels import double, namespace
+
+__all__ = ["Largest", "largest"]
+
+# How far the share of larger entries in the sample may be from that in the matrix before the look
+# at the matrix has to be repeated. Entries of a low-rank matrix are not independent: with 512 rows
+# and columns the share is good to .01.
+MARGIN = 0.025
+
+# The magnitudes [*b, rows, columns] of some rows, the same each time.
+Tile = Callable[[slice], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """Which entries are chosen: those above `value`, and those equal to it up to place `last`.
+
+    value [*b]; last [*b], a place in row-major order.
+    """
+
+    value: Array
+    last: Array
+
+    def chosen(self, magnitudes: Array, row: int) -> Array:
+        """True for the chosen entries of a tile [*b, rows, columns] that starts at a row."""
+        xp = namespace(magnitudes)
+        height, columns = magnitudes.shape[-2:]
+        value = self.value[..., None, None]
+        end = self.last[..., None, None]
+        device = magnitudes.device
+        start = xp.arange(row, row + height, dtype=xp.int64, device=device)[:, None] * columns
+        above = xp.nextafter(value, xp.full_like(value, math.inf))
+        picked = magnitudes >= xp.where(start <= end, value, above)
+        split = (start <= end) & (end < start + columns - 1)
+        if bool(xp.any(split)):
+            place = start + xp.arange(columns, dtype=xp.int64, device=device)
+            picked = picked & ((magnitudes > value) | (place <= end))
+        found: Array = picked
+        return found
+
+
+def largest(tile: Tile, rows: Sequence[slice], count: Array, sample: Array) -> Largest:
+    """The `count` [*b] largest magnitudes; equal ones are taken in row-major order.
+
+    `rows` cover the matrix from the first row to the last; `sample` [*b, size] is a fair part of
+    its magnitudes. It tells between which two values the wanted one lies, so that one pass has few
+    to sort; where it was wrong there is a second. Zeros may be chosen besides: they change nothing.
+    """
+    xp = namespace(sample)
+    columns = tile(rows[-1]).shape[-1]
+    low, high = _bracket(sample, double(count) / (rows[-1].stop * columns))
+    look = _Look(tile, rows, columns)
+    found = look(count, low, high)
+    if found is None:
+        found = look(count, xp.zeros_like(low), xp.full_like(high, math.inf))
+    assert found is not None, "a bracket of everything holds the wanted value"
+    return found
+
+
+def _bracket(sample: Array, share: Array) -> tuple[Array, Array]:
+    """Two values [*b] that the wanted one lies between: low < wanted <= high."""
+    xp = namespace(sample)
+    size = sample.shape[-1]
+    falling = xp.flip(xp.sort(sample, axis=-1), axis=-1)
+    first = xp.floor((share - MARGIN) * size) - 1
+    last = xp.ceil((share + MARGIN) * size) + 1
+    places = (xp.astype(xp.clip(p, 0, size - 1), xp.int64)[..., None] for p in (first, last))
+    high, low = (xp.take_along_axis(falling, place, axis=-1)[..., 0] for place in places)
+    high = xp.where(first < 0, xp.full_like(high, math.inf), high)
+    low = xp.where(last > size - 1, xp.zeros_like(low), low)
+    return low, high
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One pass over the tiles."""
+
+    tile: Tile
+    rows: Sequence[slice]
+    columns: int
+
+    def __call__(self, count: Array, low: Array, high: Array) -> Largest | None:
+        """The choice, or None where it is not decided in (low, high] for some item of the batch."""
+        xp = namespace(low)
+        lows, highs, wanted = (xp.reshape(x, (-1,)) for x in (low, high, count))
+        items = range(lows.shape[0])
+        ranks = [int(wanted[i]) for i in items]
+        between: list[list[Array]] = [[] for _ in items]
+        for rows in self.rows:
+            magnitudes = self._flat(rows)
+            # What lies between is as many as it is: items of a batch have to part here.
+            for i in items:
+                above = magnitudes[i, :] > highs[i]
+                ranks[i] -= int(xp.count_nonzero(above))
+                between[i].append(magnitudes[i, :][(magnitudes[i, :] > lows[i]) & ~above])
+        values, lasts = [], []
+        for i in items:
+            bounds = float(lows[i]), float(highs[i])
+            value = _kth(xp.concat(between[i]), ranks[i], *bounds)
+            if value is None:
+                return None
+            values.append(value)
+            lasts.append(self._last(i, value, ranks[i], between[i]))
+        last = xp.asarray(lasts, dtype=xp.int64, device=low.device)
+        return Largest(xp.reshape(xp.stack(values), low.shape), xp.reshape(last, low.shape))
+
+    def _flat(self, rows: slice) -> Array:
+        """A tile with one row for each item of the batch."""
+        found = self.tile(rows)
+        flat: Array = namespace(found).reshape(found, (-1, found.shape[-2] * found.shape[-1]))
+        return flat
+
+    def _last(self, item: int, value: Array, rank: int, between: list[Array]) -> int:
+        """The place of the last of those equal to the value among the first `rank` magnitudes."""
+        xp = namespace(value)
+        missing = rank - sum(int(xp.count_nonzero(part > value)) for part in between)
+        equal = [int(xp.count_nonzero(part == value)) for part in between]
+        if sum(equal) > missing:
+            for rows, here in zip(self.rows, equal, strict=True):
+                if missing <= here:
+                    places = xp.nonzero(self._flat(rows)[item, :] == value)[0]
+                    return int(rows.start * self.columns + places[missing - 1])
+                missing -= here
+        return int(self.rows[-1].stop * self.columns)
+
+
+def _kth(values: Array, rank: int, low: float, high: float) -> Array | None:
+    """The value of this rank among those in (low, high]; None where it is not there.
+
+    0 where only zeros are left, infinity where none is wanted.
+    """
+    xp = namespace(values)
+    if 1 <= rank <= values.shape[0]:
+        value: Array = xp.sort(values)[values.shape[0] - rank]
+        return value
+    if rank > 0:
+        return None if low > 0 else xp.zeros((), dtype=values.dtype, device=values.device)
+    limit = xp.full((), math.inf, dtype=values.dtype, device=values.device)
+    return None if high < math.inf else limit
