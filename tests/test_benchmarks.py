@@ -1,3 +1,5 @@
+"""The benchmarks: seeded workloads, paired measurements, budgets that can be missed."""
+
 import dataclasses
 import importlib
 import json
