@@ -58,7 +58,12 @@ def open_adapter(reference: str, alpha: float | None = None) -> Adapter:
     config = _config(weights.parent / CONFIG)
     beside = weights.name != WEIGHTS
     found = _detect(source, reference, config if not beside else None)
-    return found.read(Given(reference, source, config, beside, alpha))
+    try:
+        return found.read(Given(reference, source, config, beside, alpha))
+    except AdapterError as error:
+        if reference in error.message:
+            raise
+        raise AdapterError(f"{reference}: {error.message}", error.hint) from None
 
 
 def _elsewhere(reference: str) -> str:
