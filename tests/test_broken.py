@@ -1,0 +1,146 @@
+"""Bad files, as typed: one sentence, a hint, exit 1, and nothing left behind."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.typed import tree, typed
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+BROKEN = FIXTURES / "broken"
+MADE = ("broken", "golden.json", "kohya", "peft")
+# Everything small must stay small: it is read by people and cloned by everybody.
+MAX_BYTES = 300_000
+
+A = r"layers\.0\.q_proj\.lora_A\.weight"
+B = r"layers\.0\.q_proj\.lora_B\.weight"
+SENSELESS = rf"describes tensor '.*{A}' in a way that makes no sense"
+SENTENCES = {
+    "alpha_is_nan": r"lora_alpha is nan, not a number",
+    "alpha_is_text": r"lora_alpha is '16', not a number",
+    "config_is_a_list": r"adapter_config\.json is not a JSON object",
+    "config_is_not_json": r"adapter_config\.json is not JSON",
+    "config_without_type": r"has no peft_type",
+    "control_characters.safetensors": r"unusable tensor name: '\\x1b\[31mred\\nhint: run me\\x00'",
+    "dora": r"is DoRA: its magnitudes act on the sum",
+    "dtype_is_a_list.safetensors": SENSELESS,
+    "duplicate_keys.safetensors": rf"names these keys twice: .*{A}\.",
+    "empty.safetensors": r"is empty",
+    "entry_is_a_number.safetensors": SENSELESS,
+    "facts_are_no_json.safetensors": r"lora_adapter_metadata in its header is not a JSON object",
+    "float8.safetensors": rf"{A} is stored as F8_E4M3; low-rank factors must be",
+    "full_model.safetensors": r"is no LoRA .* it holds model\.embed_tokens\.weight",
+    "gguf.safetensors": r"is a GGUF file",
+    "header_is_a_list.safetensors": r"is not a safetensors file",
+    "header_is_nested.safetensors": r"not JSON|makes no sense",  # Python decides how deep is deep
+    "header_is_not_json.safetensors": r"its header is not JSON",
+    "header_is_not_utf8.safetensors": r"its header is not JSON",
+    "holes.safetensors": r"its tensors overlap or leave holes",
+    "huge_dimension.safetensors": SENSELESS,
+    "infinite.safetensors": r"layers\.0\.q_proj.* holds NaN or Inf",
+    "integers.safetensors": rf"{A} is stored as I8",
+    "json.safetensors": r"is a JSON text",
+    "kohya_alpha_nan.safetensors": r"lora_unet_a\.alpha is nan",
+    "kohya_alpha_of_two.safetensors": r"lora_unet_a\.alpha is F32 \[2\], not one number",
+    "kohya_only_alpha.safetensors": r"belong to no pair: lora_unet_b\.alpha",
+    "kohya_only_down.safetensors": r"lacks its other half: lora_unet_a\.lora_down\.weight",
+    "lfs_pointer.safetensors": r"is a Git LFS pointer",
+    "live_state_dict.safetensors": r"state dict of a live PEFT model: .*modules_to_save",
+    "long_name.safetensors": r"unusable tensor name: 'x{80}'",
+    "many_dimensions.safetensors": SENSELESS,
+    "metadata_is_a_list.safetensors": r"metadata that is not text",
+    "metadata_is_half_a_pair.safetensors": r"metadata that is not text",
+    "metadata_is_not_text.safetensors": r"metadata that is not text",
+    "metadata_only.safetensors": r"holds no tensors",
+    "mlx.safetensors": r"is in the MLX layout",
+    "nan.safetensors": r"layers\.0\.q_proj.* holds NaN or Inf",
+    "negative_offset.safetensors": SENSELESS,
+    "negative_shape.safetensors": SENSELESS,
+    "no_adapter": r"holds no adapter",
+    "no_offsets.safetensors": SENSELESS,
+    "no_tensors.safetensors": r"holds no tensors",
+    "only_a.safetensors": rf"1 tensor lacks its other half: .*{A}",
+    "only_a_pickle": r"adapter_model\.bin is a pickle \(\.bin\)",
+    "only_b.safetensors": rf"1 tensor lacks its other half: .*{B}",
+    "other_peft_type": r"is a PEFT adapter of type IA3",
+    "overlapping.safetensors": r"its tensors overlap or leave holes",
+    "pattern_is_a_list": r"alpha_pattern is not an object",
+    "pattern_is_invalid": r"rank_pattern has an invalid pattern 'q_proj\('",
+    "pattern_is_no_number": r"alpha_pattern\['q_proj'\] is not a number",
+    "pattern_takes_for_ever": r"could take for ever to match: '\(a\|a\)\*b'",
+    "pickle.bin": r"is a pickle \(\.bin\), which can run code",
+    "pickle.safetensors": r"is a pickle, which can run code",
+    "same_tensor_twice.safetensors": r"are the same tensor of one module",
+    "several_files": r"holds 2 safetensors files: .*one\.safetensors, .*two\.safetensors",
+    "shape_is_text.safetensors": SENSELESS,
+    "shapes_do_not_multiply.safetensors": rf"{A} \[2, 6\] and .*{B} \[6, 3\] do not multiply",
+    "short.safetensors": r"is not a safetensors file",
+    "text.safetensors": r"is not a safetensors file",
+    "trailing_bytes.safetensors": r"has 2 bytes after its last tensor",
+    "truncated_data.safetensors": r"is truncated: 40 of 272 bytes are missing",
+    "truncated_header.safetensors": r"is truncated inside its header: 532 bytes of it are missing",
+    "two_adapters.safetensors": r"holds 2 adapters in one file: a, b",
+    "unexplained.safetensors": r"keys are not explained: optimizer\.step",
+    "ungathered_empty.safetensors": rf"holds 2 empty tensors \(.*{A}, .*{B}\), as DeepSpeed ZeRO-3",
+    "ungathered_flat.safetensors": rf"{A} has the shape \[12\]: .* DeepSpeed ZeRO-3",
+    "unknown_dtype.safetensors": rf"stores '.*{A}' as F4, a dtype loramerge does not know",
+    "unknown_lora.safetensors": r"keys are not explained: base_model\.model\.lin\.lora_C",
+    "web_page.safetensors": r"is a web page \(HTML\)",
+    "wrapped_twice.safetensors": rf"holds layers\.0\.q_proj twice: .*{A}, module\..*{A}",
+    "wrong_size.safetensors": rf"'.*{A}' has 40 bytes, not \[2, 6\] F32",
+    "zip.safetensors": r"is a PyTorch pickle",
+}
+
+
+def test_there_is_a_sentence_for_every_broken_file() -> None:
+    assert sorted(path.name for path in BROKEN.iterdir()) == sorted(SENTENCES)
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_broken_file_gets_one_sentence_and_a_hint(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = typed("squeeze", BROKEN / name, "--rank", "1", "-o", "out/small")
+    assert (done.code, done.out) == (1, "")
+    error, hint = done.lines  # two lines, and no more
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert error.endswith(".")
+    assert name in error
+    assert re.search(SENTENCES[name], error)
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_merge_names_the_broken_file_of_two(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = typed("arithmetic", FIXTURES / "peft" / "unscaled", BROKEN / name)
+    assert done.code == 1
+    assert [line.partition(":")[0] for line in done.lines] == ["error", "hint"]
+    assert name in done.lines[0]
+    assert tree(tmp_path) == []
+
+
+def small(folder: Path) -> dict[str, bytes]:
+    """Every generated file by its path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in MADE
+        for path in ([folder / name] if (folder / name).is_file() else (folder / name).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_fixtures_are_made_again_to_the_byte(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, FIXTURES / "make.py", tmp_path], check=True)
+    assert small(tmp_path) == small(FIXTURES)
+
+
+def test_fixtures_stay_small() -> None:
+    assert sum(map(len, small(FIXTURES).values())) < MAX_BYTES
