@@ -157,9 +157,9 @@ def test_shapes_that_differ_are_refused_and_all_listed(
 
 
 def test_control_characters_of_a_file_name_do_not_reach_the_terminal(here: Path) -> None:
-    done = typed("inspect", "no\x1b[31mpe")
+    done = typed("inspect", "no\x1b[31m\x07\rpe")
     assert done.code == 1
-    assert "\x1b" not in done.err
+    assert not {"\x1b", "\x07", "\r"} & set(done.err)
 
 
 def bad_values(option: Option) -> list[str]:

@@ -110,11 +110,11 @@ def test_help_is_never_wider_than_100_columns(name: str, columns: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_keeps_no_indentation_of_the_source(name: str) -> None:
-    text = page(name)[2 : page(name).index("Other:")]
-    sentences = [line for line in text if line.startswith("  ") and not line.startswith("  -")]
-    prose = [line for line in sentences if not line.startswith("   ")]
+    lines = page(name)
+    first = next(number for number, line in enumerate(lines) if line.endswith(":"))
+    prose = [line for line in lines[1:first] if line]
     assert prose
-    assert all("    " not in line for line in prose)
+    assert all(line.startswith("  ") and "   " not in line for line in prose)
 
 
 def test_a_preset_says_what_it_is_equal_to() -> None:

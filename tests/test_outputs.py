@@ -37,6 +37,14 @@ def test_default_names_say_inputs_and_ranks(words: list[str], name: str, three: 
     assert (Path(name) / "adapter_config.json").is_file()
 
 
+def test_a_quiet_squeeze_of_this_directory_prints_only_the_path(
+    three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(three[0])
+    done = typed("squeeze", "-r", "2", "-q")
+    assert (done.code, done.out, done.err) == (0, "a-r2\n", "")
+
+
 def test_more_than_three_inputs_are_named_by_a_fingerprint(three: list[Path]) -> None:
     first = typed("cluster", "a", "b", "c", "a", "-k", "3", "-q").out
     assert first.startswith("cluster-4-")
