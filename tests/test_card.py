@@ -75,6 +75,7 @@ def test_a_strange_name_stays_in_its_cell(tmp_path: Path, rng: np.random.Generat
         "squeeze c --energy 0.9 --allocate sigma --include *.q_proj --include *.up_proj",
         "squeeze c --size 20kB",
         "squeeze bare.safetensors --alpha 12 --rank 2",
+        "squeeze 'my adapter' --rank 2",
     ],
 )
 def test_the_command_of_the_card_makes_the_file_again(
@@ -83,7 +84,8 @@ def test_the_command_of_the_card_makes_the_file_again(
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(1)
     write_peft(tmp_path / "bare.safetensors", factors(rng, 4))
-    assert typed(*words.split(), "-o", "first").code == 0
+    write_peft(tmp_path / "my adapter", factors(rng, 4))
+    assert typed(*shlex.split(words), "-o", "first").code == 0
     text = (tmp_path / "first" / "README.md").read_text()
     line = re.search(r"```sh\nloramerge (.+)\n```", text)
     assert line

@@ -87,7 +87,7 @@ def test_the_error_of_rounding_alone_is_that_of_the_file(
     check(report, saved(result, tmp_path), dense(factors), PLAIN)
 
 
-@pytest.mark.parametrize("tail", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("tail", [1e-1, 1e-2, 1e-3, 1e-5, 1e-6])
 def test_a_tiny_error_is_that_of_the_file(
     rng: np.random.Generator, tmp_path: Path, tail: float
 ) -> None:
