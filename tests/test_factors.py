@@ -16,12 +16,16 @@ def squared(x: np.ndarray) -> float:
     return float(np.sum(x[0] ** 2))
 
 
+def lengths(case: Case) -> float:
+    """The norms of a sum's terms, added up: what rounding is relative to."""
+    return sum(abs(w) * float(np.linalg.norm(dense(u))) for u, w in zip(*case, strict=True))
+
+
 @each_case
 def test_concatenation_is_the_weighted_sum(case: Case) -> None:
     total = weighted_sum(*case)
     # Weighting B rounds each entry once, to 6e-8 of the term it belongs to.
-    size = sum(abs(w) * np.linalg.norm(dense(u)) for u, w in zip(*case, strict=True))
-    assert np.linalg.norm(dense(concat(*case)) - total) <= 1e-7 * size
+    assert np.linalg.norm(dense(concat(*case)) - total) <= 1e-7 * lengths(case)
 
 
 def test_concatenation_with_weights_that_are_powers_of_two_is_exact(
@@ -44,9 +48,10 @@ def test_concatenation_stacks_unequal_ranks_in_order(rng: np.random.Generator) -
 
 
 @each_case
-def test_the_norm_is_good_to_1e_5(case: Case) -> None:
+def test_the_norm_is_good_to_1e_5_or_1e_2_where_terms_cancel(case: Case) -> None:
     total = np.sqrt(squared(dense(concat(*case))))
-    assert norm(concat(*case))[0] == pytest.approx(total, rel=1e-5)
+    tolerance = 1e-5 if lengths(case) <= 50 * total else 1e-2
+    assert norm(concat(*case))[0] == pytest.approx(total, rel=tolerance)
 
 
 @pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6])
@@ -86,8 +91,8 @@ def test_the_error_of_a_truncation_is_good_to_1e_2(case: Case) -> None:
         result = LowRank(result.A.astype(np.float32), result.B.astype(np.float32))
         found = np.sqrt(compare(target, result).error[0])
         true = np.sqrt(squared(dense(target) - dense(result)))
-        # Below 1e-12 of the target nothing is left to measure in float64.
-        assert found == pytest.approx(true, rel=1e-2, abs=1e-12 * np.sqrt(squared(dense(target))))
+        # Below 1e-12 of the terms nothing is left to measure in float64.
+        assert found == pytest.approx(true, rel=1e-2, abs=1e-12 * lengths(case))
 
 
 @pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7])

@@ -215,10 +215,15 @@ def test_scikit_learn_is_kept_to_one_thread_where_modules_are_what_runs_in_paral
     assert threads == [1, 1]
 
 
-def test_empty_clusters_of_torch_kmeans_move_to_the_farthest_points() -> None:
-    X = torch.tensor([[[0.0], [1.0], [10.0], [11.0], [30.0]]])[:, None]
-    centers = torch.tensor([[[[5.0], [100.0], [200.0]]]])
-    own = (X[..., 0] - 5.0) ** 2
-    empty = torch.tensor([[[False, True, True]]])
-    moved = _torch._relocated(centers, empty, X, own)
-    assert moved.flatten().tolist() == [5.0, 30.0, 11.0]
+def test_an_empty_cluster_of_torch_kmeans_moves_to_the_farthest_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Real starts are distinct points, and hardly ever leave a cluster empty.
+    def same_point(X: torch.Tensor, live: torch.Tensor, k: int, seed: int, restarts: int):
+        return torch.zeros((len(X), restarts, k), dtype=torch.int64)
+
+    monkeypatch.setattr(_torch, "_starts", same_point)
+    points = np.array([[[5.0], [6.0], [30.0], [30.5]]])
+    labels, inertia = run("torch", points, 2)
+    assert partition(labels[0]) == {frozenset({0, 1}), frozenset({2, 3})}
+    assert inertia[0] == pytest.approx(0.5 + 0.125)

@@ -153,6 +153,30 @@ def test_with_unequal_costs_it_is_at_most_one_rank_short_of_brute_force(
 
 
 @each_seed
+@each_greedy
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_each_rank_taken_is_the_one_worth_most_per_parameter_that_fits(
+    seed: int, allocation: Allocation, rank: int
+) -> None:
+    values = spectra(seed)
+    gain = gains(values, allocation)
+    left = parameters(UNEQUAL, {name: min(rank, len(s)) for name, s in values.items()})
+    expected = dict.fromkeys(values, 0)
+    while True:
+        fitting = [
+            name
+            for name, s in values.items()
+            if expected[name] < len(s) and sum(UNEQUAL[name]) <= left
+        ]
+        if not fitting:
+            break
+        best = max(fitting, key=lambda name: gain[name][expected[name]] / sum(UNEQUAL[name]))
+        expected[best] += 1
+        left -= sum(UNEQUAL[best])
+    assert chosen(values, Criterion(rank=rank), allocation, UNEQUAL) == expected
+
+
+@each_seed
 def test_energy_over_the_adapter_takes_as_few_ranks_as_brute_force(seed: int) -> None:
     values = spectra(seed)
     found = chosen(values, Criterion(energy=0.9), "energy")

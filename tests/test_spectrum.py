@@ -140,10 +140,13 @@ def test_a_batch_with_one_difficult_module_is_accurate_in_every_module(
         assert error <= 1e-5 * np.linalg.norm(total[module])
 
 
-def test_columns_too_small_to_square_in_float32_keep_their_part(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("size", [1e-18, 1e-21, 1e-23, 1e-25])
+def test_columns_too_small_to_square_in_float32_keep_their_part(
+    rng: np.random.Generator, size: float
+) -> None:
     a = gaussian(rng, 40, 30, 3)
-    # 1e-25 squared is zero in float32
-    tiny = LowRank(a.A * np.float32(1e-25), a.B * np.float32(1e-10))
+    # Squares below 1e-38 lose digits, those below 1e-45 are zero.
+    tiny = LowRank(a.A * np.float32(size), a.B * np.float32(1e-10))
     error = np.linalg.norm(dense(decompose(tiny).truncated(3)) - dense(tiny))
     assert error <= 1e-5 * np.linalg.norm(dense(tiny))
 

@@ -50,6 +50,8 @@ def cases() -> dict[str, Case]:
         "ordinary": [a, b],
         "one alone": [a],
         "identical": [a, a],
+        "near copies 1e-2 in both factors": [a, near(rng, a, 1e-2)],
+        "near copies 1e-3 in both factors": [a, near(rng, a, 1e-3)],
         "near copies 1e-4": [a, LowRank(a.A, near(rng, a, 1e-4).B)],
         "near copies 1e-4 in both factors": [a, near(rng, a, 1e-4)],
         "near copies 1e-6": [a, LowRank(a.A, near(rng, a, 1e-6).B)],
@@ -70,6 +72,9 @@ def cases() -> dict[str, Case]:
     weighted["unequal weights"] = [a, b], [0.3, 2.0]
     weighted["negative weight"] = [a, b], [1.0, -0.7]
     weighted["difference of near copies"] = [a, near(rng, a, 1e-4)], [1.0, -1.0]
+    for share in (1e-2, 1e-5, 1e-6):
+        other = LowRank(a.A, near(rng, a, share).B)
+        weighted[f"difference of copies {share:g} apart in B"] = [a, other], [1.0, -1.0]
     return weighted
 
 

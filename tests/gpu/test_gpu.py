@@ -105,10 +105,12 @@ def test_norms_and_errors_are_as_accurate_as_on_the_cpu(case: Case) -> None:
     result = decompose(target).truncated(3)
     result = LowRank(result.A.astype(np.float32), result.B.astype(np.float32))
     length = np.linalg.norm(dense(target))
-    assert float(norm(on_cuda(target))[0]) == pytest.approx(length, rel=1e-5)
+    terms = sum(abs(w) * float(np.linalg.norm(dense(u))) for u, w in zip(*case, strict=True))
+    tolerance = 1e-5 if terms <= 50 * length else 1e-2  # as on the CPU, where terms cancel
+    assert float(norm(on_cuda(target))[0]) == pytest.approx(length, rel=tolerance)
     error = float(compare(on_cuda(target), on_cuda(result)).error[0]) ** 0.5
     true = np.linalg.norm(dense(target) - dense(result))
-    assert error == pytest.approx(true, rel=1e-2, abs=1e-12 * length)
+    assert error == pytest.approx(true, rel=1e-2, abs=1e-12 * terms)
 
 
 # The methods.
