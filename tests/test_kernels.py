@@ -223,7 +223,7 @@ def test_an_empty_cluster_of_torch_kmeans_moves_to_the_farthest_point(
         return torch.zeros((len(X), restarts, k), dtype=torch.int64)
 
     monkeypatch.setattr(_torch, "_starts", same_point)
-    points = np.array([[[5.0], [6.0], [30.0], [30.5]]])
+    points = np.array([[[105.0], [106.0], [130.0], [130.5]]])
     labels, inertia = run("torch", points, 2)
     assert partition(labels[0]) == {frozenset({0, 1}), frozenset({2, 3})}
     assert inertia[0] == pytest.approx(0.5 + 0.125)

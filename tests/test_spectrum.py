@@ -147,8 +147,10 @@ def test_columns_too_small_to_square_in_float32_keep_their_part(
     a = gaussian(rng, 40, 30, 3)
     # Squares below 1e-38 lose digits, those below 1e-45 are zero.
     tiny = LowRank(a.A * np.float32(size), a.B * np.float32(1e-10))
-    error = np.linalg.norm(dense(decompose(tiny).truncated(3)) - dense(tiny))
+    found = decompose(tiny)
+    error = np.linalg.norm(dense(found.truncated(3)) - dense(tiny))
     assert error <= 1e-5 * np.linalg.norm(dense(tiny))
+    np.testing.assert_allclose(found.s[0], np.linalg.svd(dense(tiny)[0])[1][:3], rtol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [2.5, -0.5])
