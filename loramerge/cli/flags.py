@@ -12,6 +12,10 @@ from loramerge.settings import GROUPS
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    AnyValue = click.ParamType[object]
+else:
+    AnyValue = click.ParamType  # older versions of click have no type parameter
+
 __all__ = ["Command", "Flag", "Value", "flag", "variable"]
 
 OTHER = "Other"
@@ -20,7 +24,7 @@ PREFIX = "LORAMERGE"
 COLUMN = 30
 
 
-class Value(click.ParamType[object]):
+class Value(AnyValue):
     """A number or a word: converted here, judged by the declaration, completed in the shell."""
 
     def __init__(self, option: Option) -> None:
