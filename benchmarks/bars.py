@@ -139,8 +139,14 @@ ROWS: list[Row] = [
     ),
     *merges("ties", {(FULL, PAPER): Bar(0.247, 0.02)}, space="knots", density=0.2),
     *merges("ties", {(FULL, PAPER): Bar(0.180, 0.02)}, space="core", density=0.2),
-    *merges("magnitude", density=0.5),
-    *merges("dare", density=0.2, seeds=3),
+    *merges("magnitude", scales=[PAPER], lambda_=0.4, density=0.5, space="dense"),
+    *merges("magnitude", scales=[AUTO], density=0.5, space="dense"),
+    *merges("dare", scales=[PAPER], seeds=3, lambda_=0.4, density=0.2, space="dense"),
+    *merges("dare", scales=[AUTO], seeds=3, density=0.2, space="dense"),
+    *merges("magnitude", ranks=[16], scales=[AUTO]),
+    *merges("dare", ranks=[16], scales=[AUTO]),
+    *merges("della", ranks=[16], scales=[AUTO]),
+    *merges("breadcrumbs", ranks=[16], scales=[AUTO]),
     *merges(
         "tsv",
         {
