@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add = trains.add_argument
     add("--out", type=Path, required=True, help="the testbed; what it has is kept")
     add("--base", type=Path, help="copy this base instead of training one")
-    add("--base-steps", type=int, default=20_000, help="steps of the base")
+    add("--base-steps", type=int, default=10_000, help="steps of the base")
     add("--base-batch", type=int, default=2048, help="sequences a step of the base")
     add("--suite", default="adapters", help="directory of the adapters inside the testbed")
     add("--tasks", nargs="+", default=["hard"], help="hard, easy, fresh, or programs")

@@ -6,6 +6,7 @@ as if it had been trained alone, and eight take hardly longer than one.
 """
 
 import math
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def answers(model: nn.Module, sequences: Tensor) -> Tensor:
 def train_base(
     steps: int, batch: int, samples: int, seed: int, device: str, peak: float = 1.5e-3
 ) -> LlamaForCausalLM:
-    """A model that solves every program of the curriculum, given steps enough (20,000)."""
+    """A model that solves every program of the curriculum, given steps enough (10,000)."""
     model = _fresh_base(seed).to(device)
     draw = generator(device, "base", seed)
     pool = torch.cat([sample(name, samples, draw).to(torch.uint8) for name in curriculum()[0]])
@@ -207,6 +208,7 @@ def _descend(
 ) -> None:
     """Take `steps` steps at `rate(step)` times the optimizer's learning rate."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    began = time.perf_counter()
     for step in range(steps):
         value = loss()
         optimizer.zero_grad()
@@ -216,4 +218,5 @@ def _descend(
         optimizer.step()
         schedule.step()
         if step % PRINT_EVERY == 0 or step == steps - 1:
-            print(f"  step {step:6d}  loss {value.item():.4f}", flush=True)
+            loss_now, seconds = value.item(), time.perf_counter() - began
+            print(f"  step {step:6d}  loss {loss_now:.4f}  {seconds:.0f} s", flush=True)
