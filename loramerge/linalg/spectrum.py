@@ -58,8 +58,8 @@ class Spectrum:
         root = self.s[..., :rank] ** 0.5
         B = lift(self.left, self.u[..., :, :rank] * root[..., None, :])
         sign = _signs(B)
-        mix = like(self.vh[..., :rank, :] * root[..., :, None], self.right)
-        return LowRank(A=(mix * sign[..., :, None]) @ self.right, B=B * sign[..., None, :])
+        mix = self.vh[..., :rank, :] * (root * double(sign))[..., :, None]
+        return LowRank(A=like(mix, self.right) @ self.right, B=B * sign[..., None, :])
 
     def scaled(self, factor: float) -> "Spectrum":
         """The thin SVD of factor * dW; the sign of the factor goes to U."""
