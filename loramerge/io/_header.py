@@ -116,7 +116,8 @@ def parse(path: Path, text: bytes, data: int) -> tuple[dict[str, TensorInfo], di
 
 def shown(name: object) -> str:
     """A name from a file as a message may print it: escaped and cut."""
-    return str(name)[:80].encode("unicode_escape").decode()
+    cut = str(name)[:80]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def _json(path: Path, text: bytes) -> dict[str, Any]:
