@@ -106,7 +106,8 @@ FOREIGN = (
 
 def recognise(keys: Iterable[str]) -> Foreign | None:
     """The first foreign layout one of the keys gives away."""
-    forms = {re.sub(r"\d+", "0", key) for key in keys}  # a few per file, however many layers
+    # A few forms per file, however many layers it has.
+    forms = {re.sub(r"(?<=[._:])\d+(?=[._:]|$)", "0", key) for key in keys}
     for foreign in FOREIGN:
         if any(foreign.pattern.fullmatch(form) for form in forms):
             return foreign
