@@ -72,7 +72,9 @@ def read(given: Given) -> Adapter:
         variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
         metadata=source.metadata,
         base_model=source.metadata.get("ss_base_model_version"),
-        assumed=(f"scale 1 for {silent} modules whose alpha is missing or 0, as kohya does",)
+        assumed=(
+            f"scale 1 where alpha is missing or 0, as kohya does: {silent} of {len(modules)} modules",
+        )
         if silent
         else (),
     )
