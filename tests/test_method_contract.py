@@ -123,9 +123,9 @@ def three_related(rng: np.random.Generator) -> Updates:
 
 
 def given(variant: Variant, updates: Updates, places: Sequence[int] = (0, 1, 2)) -> Updates:
-    """The updates at these places; a compressor gets the one of the largest rank."""
+    """The updates at these places; a compressor gets one alone, as it is."""
     if variant.method.takes == "one":
-        places = (1,)
+        places, updates = (1,), replace(updates, weights=(1.0, 1.0, 1.0))
     rows = ("factors", "weights", "scalings", "keys")
     return replace(
         updates, **{row: tuple(getattr(updates, row)[place] for place in places) for row in rows}
