@@ -182,15 +182,18 @@ class Adapter:
     scale_assumed: bool = False
     alpha: float | None = None
 
-    def read(self, name: str) -> LowRank:
+    def read(self, name: str, wide: bool = False) -> LowRank:
         """The update of one module, convolutions and embeddings in two dimensions.
 
-        Scaling is folded into B here, once; it is folded nowhere else. A [r, n], B [m, r].
+        Scaling is folded into B here, once; it is folded nowhere else. A [r, n], B [m, r], in
+        float32, or float64 where they are stored so or are wanted `wide`.
         """
         module = self.modules[name]
         terms = len(module.gates) or module.rank
         A = self.source.array(module.keys["A"]).reshape(terms, module.in_features)
         B = self.source.array(module.keys["B"]).reshape(module.out_features, terms)
+        if wide:
+            A, B = A.astype("float64"), B.astype("float64")
         if module.gates:
             A, B = _opened(A, B, module.gates)
         return LowRank(A, B if module.scaling == 1 else B * B.dtype.type(module.scaling))

@@ -214,10 +214,10 @@ def _square(update: LowRank, weight: float) -> Array:
     return weight**2 * norm(update) ** 2
 
 
-def read_target(plan: Plan, module: Aligned) -> Target:
+def read_target(plan: Plan, module: Aligned, wide: bool = False) -> Target:
     """The exact weighted sum of one module, as factors, straight from the files."""
     present = [
-        (adapter.read(module.name), named.weight)
+        (adapter.read(module.name, wide), named.weight)
         for adapter, named, member in zip(
             plan.adapters, plan.recipe.adapters, module.members, strict=True
         )
