@@ -73,7 +73,7 @@ def read(given: Given) -> Adapter:
         metadata=source.metadata,
         base_model=source.metadata.get("ss_base_model_version"),
         assumed=(
-            f"scale 1 where alpha is missing or 0, as kohya does: {silent} of {len(modules)} modules",
+            f"scale 1 where alpha is missing or 0, as in kohya: {silent} of {len(modules)} modules",
         )
         if silent
         else (),
