@@ -26,7 +26,7 @@ from loramerge.options import Option, did_you_mean
 from loramerge.plan import Plan, make_plan
 from loramerge.publish import WEIGHTS, compute_into, default_name, destination
 from loramerge.recipe import Named, find, fixed, make_recipe, options_of
-from loramerge.registry import methods
+from loramerge.registry import Method, methods
 
 if TYPE_CHECKING:
     from loramerge.report import Report
@@ -169,15 +169,24 @@ def _function(name: str) -> Callable[..., tuple[Result, "Report"]]:
             "Returns the result, to be saved or merged further, and the report.",
         ]
     )
-    call.__signature__ = _signature(options, found.takes == "many")  # type: ignore[attr-defined]  # read by inspect
+    call.__signature__ = _signature(options, found)  # type: ignore[attr-defined]  # read by inspect
     return call
 
 
-def _signature(options: Sequence[Option], many: bool) -> inspect.Signature:
+def _signature(options: Sequence[Option], method: Method) -> inspect.Signature:
+    """Every option with a default that can be passed: the name of another option cannot."""
+    many = method.takes == "many"
     kind = inspect.Parameter.KEYWORD_ONLY
     first = inspect.Parameter("adapters" if many else "adapter", inspect.Parameter.POSITIONAL_ONLY)
     weights = [inspect.Parameter("weights", kind, default=None)] if many else []
-    rest = [inspect.Parameter(option.name, kind, default=option.default) for option in options]
+    rest = [
+        inspect.Parameter(
+            option.name,
+            kind,
+            default=None if option.default == method.rank_option else option.default,
+        )
+        for option in options
+    ]
     return inspect.Signature([first, *weights, *rest])
 
 

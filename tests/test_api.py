@@ -225,10 +225,27 @@ def offered(name: str) -> list[Option]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signature_holds_every_option_with_its_default(name: str) -> None:
     signature = inspect.signature(getattr(lm, name))
-    many = find(name)[0].takes == "many"
+    method, _ = find(name)
+    many = method.takes == "many"
     options = {option.name: option.default for option in offered(name)}
+    if method.rank_option and options["rank"] == method.rank_option:
+        options["rank"] = None  # cluster's rank is its k, which is no value to pass
     found = {p.name: p.default for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY}
     assert found == ({"weights": None} if many else {}) | options
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_passing_every_default_of_a_signature_changes_nothing(three: list[Path], name: str) -> None:
+    function = getattr(lm, name)
+    given = three[0] if find(name)[0].takes == "one" else three
+    bound = {"rank": 2} if find(name)[0].takes == "one" else {}
+    defaults = {
+        p.name: p.default
+        for p in inspect.signature(function).parameters.values()
+        if p.kind == p.KEYWORD_ONLY
+    }
+    plain, stated = function(given, **bound)[1], function(given, **{**defaults, **bound})[1]
+    assert plain.tensors_sha256 == stated.tensors_sha256
 
 
 @pytest.mark.parametrize("name", COMMANDS)
