@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def _carries_extras(self) -> bool:
-        same = self.layout.name == self.adapters[0].layout
+        same = self.layout.name == _written_as(self.adapters[0])
         return same and (len(self.adapters) == 1 or self.recipe.merge.extras == "first")
 
 
@@ -156,7 +156,7 @@ def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
         f"({listed([f'{extra.key}: {extra.role}' for extra in a.extras], 3)})"
         for a in holders
     )
-    if recipe.settings.to not in ("same", adapters[0].layout):
+    if recipe.settings.to not in ("same", _written_as(adapters[0])):
         raise IncompatibleError(
             f"{what}, which {recipe.settings.to} cannot hold.", "leave out --to"
         )
@@ -245,8 +245,13 @@ def _ranks(
     return ranks, ranks == caps, notes
 
 
+def _written_as(adapter: Adapter) -> str:
+    """The layout in which results of an adapter are written."""
+    return layout(adapter.layout).writes or adapter.layout
+
+
 def _layout(recipe: Recipe, adapters: Sequence[Adapter]) -> Layout:
-    found = {adapter.layout for adapter in adapters}
+    found = {_written_as(adapter) for adapter in adapters}
     if recipe.settings.to == "same":
         if len(found) > 1:
             raise IncompatibleError(

@@ -66,6 +66,8 @@ def _bound(plan: Plan) -> str:
         return f"-err{settings.max_error:g}"
     if settings.size is not None:
         return f"-{settings.size}"
+    if plan.recipe.method.chooses_rank and settings.rank is None:
+        return f"-{plan.recipe.method.name}"
     if settings.rank == "full":
         return "-full"
     if option is not None and settings.rank is None:

@@ -60,6 +60,8 @@ class Recipe:
             return Criterion(energy=s.energy, max_error=s.max_error)
         if isinstance(s.rank, int) and s.allocate not in (None, "uniform"):
             return Criterion(rank=s.rank)
+        if self.method.chooses_rank and s.rank is None:
+            return Criterion(energy=1.0)  # terms that the method zeroed are left out
         return None
 
     def canonical(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def _check(recipe: Recipe, name: str) -> None:
     if recipe.method.takes == "one":
         if len(recipe.adapters) != 1:
             raise UsageError(f"{name} takes one adapter, not {len(recipe.adapters)}.")
-        if not given:
+        if not given and not recipe.method.chooses_rank:
             raise UsageError(
                 f"{name} needs to know how small: --rank, --energy, --max-error or --size.",
                 example,

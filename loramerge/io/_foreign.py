@@ -60,7 +60,6 @@ FOREIGN = (
         r"(double|single)_blocks\..+\.(query|key)_norm\.scale",
         "load it with FluxControlPipeline of diffusers; it changes more than weights can add",
     ),
-    _foreign("SoRA", r".+\.lora\.(lora_[AB]|gate)", "fold its gates into lora_B, save with PEFT"),
     _foreign(
         "PEFT AdaLoRA",
         r".+\.lora_E(\.[^.]+)?",

@@ -69,12 +69,24 @@ class Written:
     companions: Mapping[str, bytes] = field(default_factory=dict)
 
 
+def never(key: str) -> bool:
+    """No key."""
+    return False
+
+
+def unwritten(draft: Draft) -> Written:
+    """What a layout has for `write` whose results are written in another."""
+    raise AssertionError("results of this layout are written in another")
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """One way to store LoRA tensors.
 
     `explains` says whether a key is this layout's; a file is of the layout that explains all of
-    its keys. `directory` tells whether it is normally a directory (PEFT) or a single file.
+    its keys, or that has a key which no other layout has (`marks`). `directory` tells whether it
+    is normally a directory (PEFT) or a single file, `writes` names the layout its results are
+    written in where it has no `write` of its own.
     """
 
     name: str
@@ -82,4 +94,6 @@ class Layout:
     directory: bool
     explains: Callable[[str], bool]
     read: Callable[[Given], Adapter]
-    write: Callable[[Draft], Written]
+    write: Callable[[Draft], Written] = unwritten
+    marks: Callable[[str], bool] = never
+    writes: str = ""

@@ -127,6 +127,9 @@ def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) ->
     """The one layout that explains every key; `config` is the file's own."""
     if config is not None and config.get("peft_type", "LORA") != "LORA":
         return layout("peft")  # which refuses it by its type
+    for found in layouts():
+        if any(found.marks(key) for key in source.tensors):
+            return found
     if foreign := recognise(source.tensors):
         raise AdapterError(
             f"{reference} is in the {foreign.name} layout, which loramerge does not read yet.",

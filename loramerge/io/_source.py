@@ -85,10 +85,19 @@ class Source:
                 f"{self.path}: {shown(key)} is {info.dtype} {list(info.shape)}, not one number.",
                 "save the adapter again with the tool that trained it",
             )
-        data = self.read(key)
+        return self.scalars(key)[0]
+
+    def scalars(self, key: str) -> tuple[float, ...]:
+        """A few stored numbers without numpy. Raises AdapterError where they are none."""
+        info, data = self.tensors[key], self.read(key)
         if info.dtype == "BF16":
-            return float(struct.unpack("<f", b"\0\0" + data)[0])
-        return float(struct.unpack(SCALARS[info.dtype], data)[0])
+            halves = [data[place : place + 2] for place in range(0, len(data), 2)]
+            return tuple(struct.unpack("<f", b"\0\0" + half)[0] for half in halves)
+        if info.dtype not in SCALARS:
+            raise AdapterError(
+                f"{self.path}: {shown(key)} is {info.dtype}, not numbers.", QUANTISED
+            )
+        return tuple(float(value) for (value,) in struct.iter_unpack(SCALARS[info.dtype], data))
 
     def chunks(self, size: int = 1 << 22) -> Iterator[bytes]:
         """The whole file from its first byte, for hashing."""

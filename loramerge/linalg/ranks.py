@@ -9,6 +9,9 @@ from loramerge.adapter import Array
 
 __all__ = ["Allocation", "Criterion", "choose"]
 
+# Singular values below this share of the largest are the rounding of zeros.
+ZERO = 1e-12
+
 Allocation: TypeAlias = Literal["uniform", "relative", "sigma", "energy"]
 
 
@@ -59,6 +62,8 @@ def choose(
 
 def _enough(s: Array, energy: float) -> int:
     """The smallest rank whose squared singular values add up to a share of the whole."""
+    if energy >= 1:
+        return int(np.count_nonzero(s > ZERO * s.max(initial=0.0)))
     squares = np.cumsum(s**2)
     if squares.size == 0 or squares[-1] == 0:
         return 0
