@@ -1,0 +1,122 @@
+"""Adapters published by others, as they are: read, or refused by the name of their layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from loramerge.errors import AdapterError
+from loramerge.io._open import open_adapter
+from tests.typed import SHARED, typed
+
+pytestmark = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the real adapters of ../shared/adapters"
+)
+READ = {
+    "gpt2-legal": (36, 8, "gpt2"),
+    "gpt2-medical": (36, 8, "gpt2"),
+    "gpt2-sports": (36, 8, "gpt2"),
+    "gptneo-movies": (24, 8, "EleutherAI/gpt-neo-125M"),
+    "privacyfilter-zh-mts": (32, 16, "openai/privacy-filter"),
+}
+REFUSED = {
+    "cloneofsimo-analog-r4-fp16/analog_svd_rank4.safetensors": "cloneofsimo",
+    "cloneofsimo-disney-inpaint-mixed-dtype/lora_disney_inpainting.safetensors": "cloneofsimo",
+    "cloneofsimo-disney-r1-ti/lora_disney.safetensors": "cloneofsimo",
+    "mlx-qwen05b-it100/0000100_adapters.safetensors": "MLX",
+    "mlx-qwen05b-it200/0000200_adapters.safetensors": "MLX",
+    "mlx-qwen05b-it200/adapters.safetensors": "MLX",
+    "samvit-r16/lora_rank16.safetensors": "SAM-LoRA",
+    "samvit-r2/lora_rank2.safetensors": "SAM-LoRA",
+    "samvit-r4-zeroB/lora.safetensors": "SAM-LoRA",
+    "samvit-r4/lora_rank4.safetensors": "SAM-LoRA",
+    "samvit-r6/lora_rank6.safetensors": "SAM-LoRA",
+    "samvit-r8/lora_rank8.safetensors": "SAM-LoRA",
+}
+
+
+def test_every_file_is_either_read_or_refused_here() -> None:
+    found = {str(path.relative_to(SHARED)) for path in SHARED.rglob("*.safetensors")}
+    assert found == {f"{name}/adapter_model.safetensors" for name in READ} | set(REFUSED)
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("file", ["", "adapter_model.safetensors"], ids=["directory", "file"])
+def test_published_peft_adapters_are_read(name: str, file: str) -> None:
+    modules, rank, base = READ[name]
+    adapter = open_adapter(str(SHARED / name / file))
+    assert len(adapter.modules) == modules
+    assert {(m.rank, m.scaling, m.kind) for m in adapter.modules.values()} == {
+        (rank, 2.0, "linear")
+    }
+    assert adapter.base_model == base
+    assert (adapter.variants, adapter.assumed) == ((), ())
+
+
+@pytest.mark.parametrize("name", READ)
+def test_their_updates_are_the_products_of_the_stored_factors(name: str) -> None:
+    adapter = open_adapter(str(SHARED / name))
+    stored = load_file(SHARED / name / "adapter_model.safetensors")
+    for path in adapter.modules:
+        A, B = (
+            stored[f"base_model.model.{path}.lora_{letter}.weight"].double().numpy()
+            for letter in "AB"
+        )
+        update = adapter.read(path)
+        np.testing.assert_array_equal(update.A, A)
+        np.testing.assert_array_equal(update.B, 2.0 * B)  # exact: a power of two
+
+
+def test_a_conv1d_adapter_says_so() -> None:
+    assert open_adapter(str(SHARED / "gpt2-legal")).config["fan_in_fan_out"] is True
+
+
+def test_a_published_head_is_carried_unchanged_by_squeeze(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = typed("squeeze", SHARED / "privacyfilter-zh-mts", "-r", "4", "-o", out)
+    assert done.code == 0, done.err
+    assert "carried unchanged" in done.err
+    before = load_file(SHARED / "privacyfilter-zh-mts" / "adapter_model.safetensors")
+    after = load_file(out / "adapter_model.safetensors")
+    for end in ("weight", "bias"):
+        key = f"base_model.model.score.{end}"
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("file", REFUSED)
+def test_published_files_of_other_layouts_are_refused_by_its_name(file: str) -> None:
+    with pytest.raises(AdapterError, match=f"is in the {REFUSED[file]} layout") as refused:
+        open_adapter(str(SHARED / file))
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("folder", sorted({file.partition("/")[0] for file in REFUSED}))
+def test_so_are_their_directories(folder: str) -> None:
+    with pytest.raises(AdapterError, match=r"is in the .* layout"):
+        open_adapter(str(SHARED / folder))
+
+
+# PEFT 0.21 asks transformers 5 by an old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_peft_sees_the_same_update_of_a_published_adapter() -> None:
+    from peft import PeftModel
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    # GPT-2's own shapes with a small vocabulary, which no target module depends on.
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=16, bos_token_id=0, eos_token_id=0))
+    model = PeftModel.from_pretrained(base, SHARED / "gpt2-legal")
+    adapter = open_adapter(str(SHARED / "gpt2-legal"))
+    seen = 0
+    for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            update = adapter.read(name)
+            theirs = layer.get_delta_weight("default").T  # Conv1D keeps its weight transposed
+            # float32 products of inner dimension 8, added up in another order.
+            np.testing.assert_allclose(
+                update.B @ update.A, theirs.detach().numpy(), rtol=1e-5, atol=1e-8
+            )
+            seen += 1
+    assert seen == len(adapter.modules)
