@@ -60,9 +60,11 @@ def test_json_is_one_object_on_stdout_with_its_schema_version(three: list[Path])
     assert {"relative_error", "retained_energy", "median_error", "rank", "notes"} <= set(facts)
 
 
-@pytest.mark.parametrize("name", ["inspect", "methods", "layouts", "env"])
-def test_every_look_command_speaks_json_with_a_schema_version(name: str, three: list[Path]) -> None:
-    done = typed(name, *(["a"] if name == "inspect" else []), "--json")
+@pytest.mark.parametrize("words", ["inspect a", "diff a b", "methods", "layouts", "env"])
+def test_every_look_command_speaks_json_with_a_schema_version(
+    words: str, three: list[Path]
+) -> None:
+    done = typed(*words.split(), "--json")
     facts = json.loads(done.out)
     assert (done.code, done.err, facts["schema_version"]) == (0, "", 1)
 

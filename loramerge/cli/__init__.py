@@ -82,7 +82,7 @@ def _groups() -> dict[str, dict[str, str]]:
         found = merge if method.takes == "many" else compress
         found[method.name] = method.summary
         found.update({preset.name: preset.summary for preset in method.presets})
-    look = {name: found.help or "" for name, found in COMMANDS.items()}
+    look = {name: found.short_help or found.help or "" for name, found in COMMANDS.items()}
     return {"Merge (many adapters to one)": merge, "Compress (one adapter)": compress, "Look": look}
 
 

@@ -1,4 +1,4 @@
-"""Commands that only look: inspect, methods, layouts, env. None of them reads a tensor."""
+"""Commands that only look. None but diff reads a tensor."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loramerge.cli.diff import DIFF
 from loramerge.cli.flags import Command, Flag
 from loramerge.cli.terminal import Row, print_rows
 
@@ -210,6 +211,7 @@ COMMANDS: dict[str, click.Command] = {
         ),
         Flag(["modules", "--modules"], is_flag=True, help="List every module."),
     ),
+    "diff": DIFF,
     "methods": _command(methods, "loramerge methods"),
     "layouts": _command(layouts, "loramerge layouts"),
     "env": _command(env, "loramerge env"),
