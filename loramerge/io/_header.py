@@ -16,11 +16,12 @@ from loramerge.errors import AdapterError, listed
 
 __all__ = ["DTYPE_BYTES", "header_length", "parse", "shown"]
 
+# In the order in which the safetensors library puts them into a file.
 DTYPE_BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+    **dict.fromkeys(("F32", "U32", "I32"), 4),
+    **dict.fromkeys(("BF16", "F16", "U16", "I16"), 2),
+    **dict.fromkeys(("F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
 }
 # Far above any adapter seen (300k modules would need 60 MB), far below what exhausts memory.
 MAX_HEADER = 25_000_000

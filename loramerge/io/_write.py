@@ -71,13 +71,14 @@ def nbytes(stored: Stored) -> int:
 
 
 def _header(written: Written) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """Header bytes and offsets: wide dtypes first, then by name, as the safetensors library."""
+    """Header bytes and offsets: by dtype, wide ones first, then by name, as in the library."""
     # Half a surrogate pair, from a path that is no text, would make the file unreadable elsewhere.
     facts = {key: text.encode(errors="replace").decode() for key, text in written.metadata.items()}
     header: dict[str, object] = {"__metadata__": dict(sorted(facts.items()))}
     offsets: dict[str, tuple[int, int]] = {}
     end = 0
-    for stored in sorted(written.tensors, key=lambda t: (-DTYPE_BYTES[t.dtype], t.key)):
+    places = {dtype: place for place, dtype in enumerate(DTYPE_BYTES)}
+    for stored in sorted(written.tensors, key=lambda tensor: (places[tensor.dtype], tensor.key)):
         if stored.key in offsets:
             raise AssertionError(f"{stored.key} is written twice")
         offsets[stored.key] = (end, end + nbytes(stored))
