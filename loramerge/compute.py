@@ -13,6 +13,7 @@ from loramerge.adapter import Array, LowRank
 from loramerge.errors import UsageError
 
 __all__ = [
+    "FLOOR",
     "SAVE_DTYPES",
     "Compute",
     "DType",
@@ -27,6 +28,9 @@ __all__ = [
 
 DType: TypeAlias = Literal["float32", "float64"]
 SAVE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# What rounding both factors to a dtype costs: ||B'A' - BA|| / ||BA|| of normally distributed
+# factors, median over ranks 1 to 64 and shapes 256 to 1024 (spread below 4 %).
+FLOOR = {"F32": 3.6e-8, "F16": 2.9e-4, "BF16": 2.3e-3}
 # Largest finite float16; what lies above becomes infinite.
 FLOAT16_MAX = 65504.0
 # Below this many bytes of input, moving them to a GPU and importing torch costs more than it saves.
@@ -62,7 +66,7 @@ class Compute:
 
 
 def resolve(device: str, dtype: DType, nbytes: int) -> Compute:
-    """Turn `--device auto|cpu|cuda[:N]|mps` into a device that is there.
+    """Turn `--device auto|cpu|cuda[:N]` into a device that is there.
 
     `nbytes` is the size of the inputs: `auto` takes a GPU only for a job large enough to pay for
     it. Raises UsageError for a device that is not there.
@@ -77,8 +81,6 @@ def resolve(device: str, dtype: DType, nbytes: int) -> Compute:
         )
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA device.", "leave --device out")
-    elif device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: torch finds no MPS device.", "leave --device out")
     return Compute(device, dtype, threads)
 
 
@@ -88,10 +90,10 @@ def _may_have_cuda() -> bool:
 
 
 def accelerator() -> str | None:
-    """What torch could compute on besides the CPU: the name of the GPU, mps, or nothing."""
+    """The name of the GPU torch would compute on, if there is one."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return "mps" if torch.backends.mps.is_available() else None
+    return None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,10 +19,10 @@ from loramerge._spool import Spool
 from loramerge._version import __version__
 from loramerge.adapter import LowRank, TensorSource
 from loramerge.align import Aligned
-from loramerge.compute import Compute, resolve, single_threaded_blas
+from loramerge.compute import FLOOR, Compute, resolve, single_threaded_blas
 from loramerge.errors import GateError, IncompatibleError
 from loramerge.events import Advanced, Event, Listener, Started, silent
-from loramerge.linalg.ranks import choose
+from loramerge.linalg.ranks import Criterion, choose
 from loramerge.linalg.scales import ScaleName, Totals, factor
 from loramerge.output import Output
 from loramerge.plan import Plan
@@ -33,6 +33,8 @@ __all__ = ["run"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# How far the rounding of one module may lie above the usual.
+ROUNDING_MARGIN = 1.1
 POLICIES: tuple[ScaleName, ...] = ("paper", "auto", "norm", "ls")
 
 
@@ -191,7 +193,7 @@ def _survey(
         ranks = choose(
             spectra,
             shapes,
-            plan.recipe.criterion,
+            _criterion(plan.recipe.criterion, plan.dtype),
             plan.recipe.settings.allocate,
             plan.file_size,
             plan.uniform,
@@ -205,6 +207,14 @@ def _survey(
     used = plan.recipe.scale
     scale = others[used] * plan.recipe.merge.lambda_ if isinstance(used, str) else 1.0
     return _Survey(ranks, scale, others)
+
+
+def _criterion(criterion: Criterion, dtype: str) -> Criterion:
+    """An error bound less what rounding to the stored dtype will add to it."""
+    if criterion.max_error is None:
+        return criterion
+    left = criterion.max_error**2 - (ROUNDING_MARGIN * FLOOR[dtype]) ** 2
+    return replace(criterion, max_error=max(left, 0.0) ** 0.5)
 
 
 def _summed(totals: Sequence[Totals]) -> Totals:

@@ -51,9 +51,8 @@ class Output:
         Where the sum is not at hand it is read again.
         """
         target = target or read_target(self.plan, module)
-        rank = min(self.ranks[module.name], update.rank)
-        stored_rank = 0
-        if rank > 0:
+        rank, stored_rank = _terms(update), 0
+        if self.ranks[module.name] > 0:
             stored = self._modules[module.name]
             stored_rank, root = stored.rank, stored.scaling**0.5
             update = pad(update, stored_rank)
@@ -109,3 +108,8 @@ class Output:
     def _put(self, stored: Stored, data: bytes | memoryview) -> None:
         self._writer.write(stored.key, data)
         self._digests[stored.key] = hashlib.sha256(data).hexdigest()
+
+
+def _terms(update: LowRank) -> int:
+    """How many rank-1 terms are not zero."""
+    return int(np.count_nonzero(update.A.any(axis=-1) & update.B.any(axis=-2)))

@@ -105,7 +105,7 @@ class Report:
     @property
     def empty(self) -> list[str]:
         """Modules that kept no rank and are not in the file."""
-        return [module.name for module in self.modules if module.rank == 0]
+        return [module.name for module in self.modules if module.stored_rank == 0]
 
     @property
     def zero(self) -> list[str]:
@@ -113,9 +113,14 @@ class Report:
         return [module.name for module in self.modules if module.target == 0]
 
     @property
+    def few(self) -> list[str]:
+        """Modules whose result has fewer terms than the plan allowed."""
+        return [m.name for m in self.modules if m.rank < self.plan.ranks[m.name]]
+
+    @property
     def padded(self) -> int:
         """Modules stored with more ranks than they kept."""
-        return sum(0 < module.rank < module.stored_rank for module in self.modules)
+        return sum(module.rank < module.stored_rank for module in self.modules)
 
     @property
     def notes(self) -> list[str]:
@@ -126,6 +131,11 @@ class Report:
             notes.append(f"the weighted sum is zero in {which}")
         if self.empty:
             notes.append(f"{len(self.empty)} modules kept no rank and are not in the file")
+        if self.plan.recipe.method.rank_option and self.few:
+            notes.append(
+                f"{len(self.few)} modules have fewer distinct components than were asked for; all "
+                "are kept"
+            )
         if self.padded:
             notes.append(f"{self.padded} modules are zero-padded to the stored rank (exact)")
         return notes

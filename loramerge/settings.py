@@ -81,12 +81,12 @@ class Settings(Options, frozen=True):
     device: Annotated[
         str,
         Meta(
-            description="auto, cpu, cuda[:N] or mps.",
-            pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
+            description="auto, cpu or cuda[:N].",
+            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
             extra={
                 "group": COMPUTING,
                 "metavar": "DEVICE",
-                "expected": "auto, cpu, cuda, cuda:N or mps",
+                "expected": "auto, cpu, cuda or cuda:N",
             },
         ),
     ] = "auto"

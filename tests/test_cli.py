@@ -8,7 +8,7 @@ import pytest
 
 from loramerge.cli import cli, ui
 from loramerge.cli.flags import Command, variable
-from loramerge.compute import encode
+from loramerge.compute import FLOOR, encode
 from loramerge.io._source import decode
 from tests.build import write_peft
 from tests.typed import merged, shell, typed
@@ -151,7 +151,7 @@ def test_the_rounding_floor_is_what_random_factors_lose(
         A, B = rng.standard_normal((rank, n)), rng.standard_normal((m, rank))
         found.append(np.linalg.norm(rounded(B) @ rounded(A) - B @ A) / np.linalg.norm(B @ A))
     # 5 %: the spread over seeds and shapes.
-    assert ui.FLOOR[dtype] == pytest.approx(np.median(found), rel=0.05)
+    assert FLOOR[dtype] == pytest.approx(np.median(found), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,13 @@ def test_a_kohya_report_measures_the_file_too(rng: np.random.Generator, tmp_path
     wanted = 0.5 * B.astype(float) @ A.astype(float)
     error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
     assert report.relative_error == pytest.approx(error, rel=PLAIN)
+
+
+def test_fewer_distinct_components_than_clusters_are_counted_and_said(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    pairs = {"lin": (rng.standard_normal((8, 20)), rng.standard_normal((30, 8)))}
+    paths = [write_peft(tmp_path / name, pairs, lora_alpha=8) for name in "ab"]
+    _, report = lm.cluster(paths, k=12)
+    assert report.rank == (8, 8)
+    assert any("fewer distinct components" in note for note in report.notes)

@@ -11,15 +11,13 @@ import click
 
 from loramerge.adapter import Adapter
 from loramerge.cli.terminal import Row, print_rows
+from loramerge.compute import FLOOR
 from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
 
-__all__ = ["FLOOR", "Results", "echo_json", "in_bytes", "show_plans"]
+__all__ = ["Results", "echo_json", "in_bytes", "show_plans"]
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# What rounding both factors to a dtype costs: ||B'A' - BA|| / ||BA|| of normally distributed
-# factors, median over ranks 1 to 64 and shapes 256 to 1024 (spread below 4 %).
-FLOOR = {"F32": 3.6e-8, "F16": 2.9e-4, "BF16": 2.3e-3}
 # An error up to this many floors is rounding: float32 arithmetic before the cast adds its own.
 SLACK = 4
 
