@@ -56,7 +56,6 @@ class Method:
     rule: Rule
     options: type[Options]
     takes: Literal["many", "one"]
-    summary: str
     paper: str
     example: str
     scale: ScaleName
@@ -71,6 +70,11 @@ class Method:
     def documentation(self) -> str:
         """The rule's docstring."""
         return self.rule.__doc__ or ""
+
+    @property
+    def summary(self) -> str:
+        """Its first line."""
+        return self.documentation.strip().splitlines()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +103,12 @@ def merger(
     every_rank: Callable[[Any], bool] = never,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
-
-    def register(rule: AnyRule) -> AnyRule:
-        _registered[name] = Method(
+    return _registering(
+        lambda rule: Method(
             name=name,
             rule=rule,
             options=options,
             takes="many",
-            summary=_first_line(rule),
             paper=paper,
             example=example,
             scale=scale,
@@ -116,36 +118,35 @@ def merger(
             exact=exact,
             every_rank=every_rank,
         )
-        return rule
-
-    return register
+    )
 
 
 def compressor(
     name: str, *, paper: str, options: type[Options], example: str, chooses_rank: bool = False
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that recomputes the update of one adapter."""
-
-    def register(rule: AnyRule) -> AnyRule:
-        _registered[name] = Method(
+    return _registering(
+        lambda rule: Method(
             name=name,
             rule=rule,
             options=options,
             takes="one",
-            summary=_first_line(rule),
             paper=paper,
             example=example,
             scale="paper",
             exact=always,
             chooses_rank=chooses_rank,
         )
+    )
+
+
+def _registering(describe: Callable[[Rule], Method]) -> Callable[[AnyRule], AnyRule]:
+    def register(rule: AnyRule) -> AnyRule:
+        found = describe(rule)
+        _registered[found.name] = found
         return rule
 
     return register
-
-
-def _first_line(rule: Rule) -> str:
-    return (rule.__doc__ or "").strip().splitlines()[0]
 
 
 @cache
