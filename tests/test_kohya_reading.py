@@ -58,9 +58,7 @@ def test_an_alpha_that_is_missing_or_zero_means_scale_one_and_is_said(
 ) -> None:
     adapter = stored(tmp_path, alpha)
     assert adapter.modules["lora_unet_a"].scaling == 1.0
-    assert adapter.assumed == (
-        "scale 1 where alpha is missing or 0, as in kohya: 1 of 1 modules",
-    )
+    assert adapter.assumed == ("scale 1 where alpha is missing or 0, as in kohya: 1 of 1 modules",)
     assert not adapter.scale_assumed  # the layout defines it
 
 
