@@ -31,11 +31,6 @@ MINIMAL = {
         "double_blocks.0.img_attn.qkv.lora_A.weight",
         "double_blocks.0.img_attn.qkv.lora_B.weight",
     ],
-    "SoRA": [
-        "encoder.layer.0.attention.self.query.lora.lora_A",
-        "encoder.layer.0.attention.self.query.lora.lora_B",
-        "encoder.layer.0.attention.self.query.lora.gate",
-    ],
     "PEFT AdaLoRA": [f"{PEFT}.lora_A", f"{PEFT}.lora_B", f"{PEFT}.lora_E"],
     "PEFT LoHa": [f"{PEFT}.hada_w1_a", f"{PEFT}.hada_w1_b"],
     "PEFT LoKr": [f"{PEFT}.lokr_w1", f"{PEFT}.lokr_w2"],
