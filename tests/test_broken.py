@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from loramerge.registry import layout_names
 from tests.typed import tree, typed
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BROKEN = FIXTURES / "broken"
-MADE = ("broken", "golden.json", "kohya", "peft")
+MADE = ("broken", "golden.json", *layout_names())
 # Everything small must stay small: it is read by people and cloned by everybody.
 MAX_BYTES = 300_000
 
@@ -78,6 +79,9 @@ SENTENCES = {
     "shape_is_text.safetensors": SENSELESS,
     "shapes_do_not_multiply.safetensors": rf"{A} \[2, 6\] and .*{B} \[6, 3\] do not multiply",
     "short.safetensors": r"is not a safetensors file",
+    "sora_every_gate_closed.safetensors": r"every gate of every module is closed",
+    "sora_gates_of_another_rank.safetensors": r"q\.lora\.gate holds 3 gates for rank 2",
+    "sora_only_gate.safetensors": r"belong to no pair: v\.lora\.gate",
     "text.safetensors": r"is not a safetensors file",
     "trailing_bytes.safetensors": r"has 2 bytes after its last tensor",
     "truncated_data.safetensors": r"is truncated: 40 of 272 bytes are missing",

@@ -9,7 +9,7 @@ from loramerge.adapter import Kind, Module, TensorInfo
 from loramerge.errors import AdapterError, listed
 from loramerge.io._source import FLOATS, QUANTISED
 
-__all__ = ["Grammar", "check_pairs", "factor_shapes", "pair"]
+__all__ = ["Grammar", "check_owners", "check_pairs", "factor_shapes", "pair"]
 
 # Far above any LoRA; what claims more is damaged or an attack.
 MAX_RANK = 65536
@@ -52,6 +52,13 @@ def check_pairs(groups: Mapping[str, Mapping[str, str]], a: str, b: str, where: 
     if alone:
         count = f"{len(alone)} tensor{'s lack their' if len(alone) > 1 else ' lacks its'}"
         raise AdapterError(f"{where}: {count} other half: {listed(alone, 4)}.", INCOMPLETE)
+
+
+def check_owners(groups: Mapping[str, Mapping[str, str]], a: str, where: str) -> None:
+    """Raise AdapterError listing every alpha, gate or the like whose module has no pair."""
+    alone = [key for roles in groups.values() if a not in roles for key in roles.values()]
+    if alone:
+        raise AdapterError(f"{where}: these belong to no pair: {listed(alone, 4)}.", INCOMPLETE)
 
 
 def pair(name: str, keys: Mapping[str, str], A: TensorInfo, B: TensorInfo, kind: Kind) -> Module:

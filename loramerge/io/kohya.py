@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loramerge.adapter import Adapter, Module, Variant
-from loramerge.errors import AdapterError, UsageError, listed
-from loramerge.io._grammar import INCOMPLETE, Grammar, check_pairs, factor_shapes, pair
+from loramerge.errors import AdapterError, UsageError
+from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._source import Source
 
@@ -54,8 +54,7 @@ def read(given: Given) -> Adapter:
         )
     groups = GRAMMAR.group(source.tensors)
     check_pairs(groups, "A", "B", where)
-    if alone := [key for roles in groups.values() if "A" not in roles for key in roles.values()]:
-        raise AdapterError(f"{where}: these belong to no pair: {listed(alone, 4)}.", INCOMPLETE)
+    check_owners(groups, "A", where)
     modules: dict[str, Module] = {}
     silent = 0
     for name, roles in groups.items():

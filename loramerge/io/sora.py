@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loramerge.adapter import Adapter, Extra, Module
 from loramerge.errors import AdapterError
-from loramerge.io._grammar import Grammar, check_pairs, pair
+from loramerge.io._grammar import Grammar, check_owners, check_pairs, pair
 from loramerge.io._layout import Given, Layout
 from loramerge.io._source import Source
 
@@ -40,6 +40,7 @@ def read(given: Given) -> Adapter:
     source, where = given.source, given.reference
     groups = GRAMMAR.group(source.tensors)
     check_pairs(groups, "A", "B", where)
+    check_owners(groups, "A", where)
     modules = [_module(source, name, roles, given.alpha) for name, roles in groups.items()]
     closed = [module.name for module in modules if module.rank == 0]
     notes = [f"every gate is closed in {len(closed)} modules: they are gone"] if closed else []
