@@ -27,7 +27,7 @@ from loramerge.linalg.scales import ScaleName, Totals, factor
 from loramerge.output import Output
 from loramerge.plan import Plan
 from loramerge.report import ModuleReport, Report
-from loramerge.solve import Solved, batches, solve
+from loramerge.solve import Seen, batches, solve
 
 __all__ = ["run"]
 
@@ -178,11 +178,11 @@ def _survey(
     """The first pass: every result into the spool, ranks and scale from all of them."""
     listen(Started("computing", len(plan.alignment.modules)))
 
-    def work(batch: tuple[Aligned, ...]) -> list[Solved]:
+    def work(batch: tuple[Aligned, ...]) -> list[Seen]:
         solved = solve(plan, compute, batch)
         for one in solved:
             spool.put(one.name, one.update)
-        return solved
+        return [one.seen for one in solved]
 
     found = _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
     found.sort(key=lambda one: one.name)

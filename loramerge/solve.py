@@ -14,7 +14,7 @@ from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
 
-__all__ = ["Solved", "Target", "batches", "read_target", "solve"]
+__all__ = ["Seen", "Solved", "Target", "batches", "read_target", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,26 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a plan that must see the whole adapter first looks at: small, kept for every module."""
+
+    name: str
+    singular_values: Array | None
+    totals: Totals | None
+
+
+@dataclass(frozen=True, slots=True)
 class Solved:
     """The result for one module: numpy factors, no batch dimension.
 
-    `singular_values` and `totals` are there if the plan must see the whole adapter first; the
-    update then has every rank it may keep, in decreasing order. `target` is what the result will
-    be measured against, where it is at hand.
+    Where ranks are not decided yet, the update has every rank it may keep, in decreasing order.
+    `target` is what the result will be measured against, where it is at hand.
     """
 
     name: str
     update: LowRank
-    singular_values: Array | None
-    totals: Totals | None
     target: Target | None
+    seen: Seen
 
 
 def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
@@ -88,9 +95,8 @@ def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solve
         Solved(
             name=module.name,
             update=LowRank(A[i], B[i]),
-            singular_values=values[i],
-            totals=totals[i],
             target=_at(target, i) if compute.on_cpu else None,
+            seen=Seen(module.name, values[i], totals[i]),
         )
         for i, module in enumerate(batch)
     ]
