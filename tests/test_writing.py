@@ -1,11 +1,14 @@
 """Writing: the bytes the safetensors library would write, in any order, whatever is carried."""
 
+import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -149,3 +152,47 @@ def test_a_bare_result_says_in_its_header_what_it_carries(tmp_path: Path) -> Non
     assert open_adapter(str(out)).config["modules_to_save"] == ["score"]
     assert typed("squeeze", out, "-r", "1", "-o", tmp_path / "again").code == 0
     assert open_adapter(str(tmp_path / "again")).config["modules_to_save"] == ["score"]
+
+
+class Tiny(torch.nn.Module):
+    """Something to adapt, with a head and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(10, 6)
+        self.lin = torch.nn.Linear(6, 4)
+        self.score = torch.nn.Linear(4, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Scores of token ids."""
+        return self.score(torch.tanh(self.lin(self.embed(ids))))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"modules_to_save": ["score"]},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"trainable_token_indices": {"embed": [1, 2]}},
+        {"target_modules": ["lin", "embed"]},
+    ],
+    ids=["head", "biases", "one bias", "token rows", "embedding"],
+)
+def test_peft_computes_the_same_from_what_is_carried(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    base, ids = Tiny(), torch.arange(10)
+    facts = {"r": 2, "lora_alpha": 6, "target_modules": ["lin"], "init_lora_weights": False}
+    trained = get_peft_model(copy.deepcopy(base), LoraConfig(**{**facts, **config}))
+    for parameter in trained.parameters():
+        if parameter.requires_grad:  # what training changes, and PEFT therefore saves
+            torch.nn.init.normal_(parameter)
+    trained.save_pretrained(tmp_path / "a")
+    # All of its rank is kept, so nothing changes but the scale, which is folded in.
+    assert typed("squeeze", tmp_path / "a", "-r", "2", "-o", tmp_path / "out").code == 0
+    ours = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "out")
+    # float32 factors, multiplied once more than before.
+    torch.testing.assert_close(ours(ids), trained(ids), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(base(ids), trained(ids), atol=1e-2)
