@@ -134,7 +134,9 @@ def test_a_config_without_alpha_means_pefts_default(tmp_path: Path) -> None:
     (path / "adapter_config.json").write_text(json.dumps(facts))
     adapter = opened(path)
     assert set(scalings(adapter).values()) == {8 / 2}
-    assert "another rank" in adapter.assumed[0]  # the default r is 8, too
+    assert "lora_alpha 8, PEFT's default" in adapter.assumed[0]
+    assert "another rank" in adapter.assumed[1]  # the default r is 8, too
+    assert set(scalings(opened(path, alpha=6)).values()) == {3.0}
 
 
 def test_the_rank_of_the_tensors_counts_where_the_config_states_another(tmp_path: Path) -> None:

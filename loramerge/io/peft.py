@@ -66,6 +66,8 @@ def read(given: Given) -> Adapter:
     modules = plain
     if not unscaled:
         scale = scale_of(config, given.alpha)
+        if "lora_alpha" not in config and given.alpha is None:
+            notes.append(f"lora_alpha {scale.alpha:g}, PEFT's default: its config does not say")
         modules = {n: replace(m, scaling=scale.of(n, m.rank)) for n, m in plain.items()}
         if wrong := [n for n, m in plain.items() if scale.contradicts(n, m.rank)]:
             notes.append(
