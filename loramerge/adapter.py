@@ -151,15 +151,11 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Something that makes the file more than plain LoRA: why it is refused, what to do instead.
-
-    `exact_alone` tells that a one-adapter command stays exact if it carries the thing unchanged.
-    """
+    """Something that makes the file more than plain LoRA: why it is refused, what to do instead."""
 
     name: str
     reason: str
     hint: str
-    exact_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
