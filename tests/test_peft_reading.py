@@ -1,5 +1,6 @@
 """Reading PEFT's layout: which keys mean what, where the files are."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -149,3 +150,20 @@ def test_the_only_file_of_a_directory_is_taken_whatever_its_name(tmp_path: Path)
 def test_a_config_too_large_to_be_one_is_refused(tmp_path: Path) -> None:
     path = write_peft(tmp_path / "a", PLAIN, note="x" * 1_000_001)
     assert "adapter_config.json is larger than 1,000,000 bytes" in refusal(path).message
+
+
+def test_what_may_not_be_read_is_said_in_the_systems_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(self: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = write_peft(tmp_path / "a", PLAIN)
+    monkeypatch.setattr(Path, "read_bytes", refusing)  # root may read anything, and may run this
+    error = refusal(path)
+    assert "adapter_config.json cannot be read: Permission denied." in error.message
+    assert error.hint == "check its path and permissions"
+
+
+def test_a_path_no_system_can_have_is_refused() -> None:
+    assert "cannot be read: File name too long." in refusal(Path("x" * 5000)).message

@@ -19,6 +19,7 @@ WEIGHTS = "adapter_model.safetensors"
 # The names PEFT, diffusers and MLX give the weights in a directory, beside checkpoints of others.
 USUAL = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapters.safetensors")
 MAX_CONFIG = 1_000_000
+PERMISSIONS = "check its path and permissions"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -46,9 +47,7 @@ def open_adapter(reference: str, alpha: float | None = None) -> Adapter:
         if not weights.exists():
             raise AdapterError(f"{reference} does not exist.", _elsewhere(reference))
     except OSError as error:
-        raise AdapterError(
-            f"{reference} cannot be read: {error.strerror}.", "check its path and permissions"
-        ) from None
+        raise AdapterError(f"{reference} cannot be read: {error.strerror}.", PERMISSIONS) from None
     if weights.suffix in PICKLES:
         raise AdapterError(
             f"{weights} is a pickle ({weights.suffix}), which can run code when it is opened.",
@@ -116,6 +115,8 @@ def _config(path: Path) -> Mapping[str, Any] | None:
     try:
         config = json.loads(path.read_bytes().decode())
         json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}.", PERMISSIONS) from None
     except (ValueError, RecursionError):
         raise AdapterError(f"{path} is not JSON.", "save the adapter again") from None
     if not isinstance(config, dict):
