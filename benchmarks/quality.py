@@ -54,7 +54,7 @@ class Outcome:
         spread = f"+-{pstdev(self.exact):.3f}" if len(self.exact) > 1 else ""
         bar = str(self.row.bar or "")
         return (
-            f"{self.row.suite:6} {self.row.name:74} {mean:>6} {spread:7} {bar:15} "
+            f"{self.row.suite:6} {self.row.name:84} {mean:>6} {spread:7} {bar:15} "
             f"{self.seconds:5.1f} s  {self.verdict}"
         )
 
