@@ -85,12 +85,24 @@ def compare(target: LowRank, result: LowRank, known: Grams | None = None) -> Clo
     where they have been computed already.
     """
     result = LowRank(like(result.A, target.A), like(result.B, target.B))
+    if _same(target, result):
+        nothing = LowRank(target.A[..., :0, :], target.B[..., :0])
+        length = compare(target, nothing, known).target
+        return Closeness(length, length, length, 0 * length)
     found = _by_gram(target, result, SINGLE, known)
     if found is None:
         target = LowRank(double(target.A), double(target.B))
         result = LowRank(double(result.A), double(result.B))
         found = _by_gram(target, result, DOUBLE, None)
     return found or _by_qr(target, result)
+
+
+def _same(target: LowRank, result: LowRank) -> bool:
+    """Whether two updates have the same factors, to the bit; then there is nothing to measure."""
+    if target.rank != result.rank or target.rank == 0:
+        return False
+    xp = namespace(target.A)
+    return bool(xp.all(target.A == result.A)) and bool(xp.all(target.B == result.B))
 
 
 def _by_gram(
