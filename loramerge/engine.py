@@ -47,11 +47,12 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
     began = time.perf_counter()
     settings = plan.recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plan.read_bytes)
-    with ThreadPoolExecutor(compute.threads) as pool, Spool() as spool, ExitStack() as limits:
+    with ThreadPoolExecutor(compute.threads) as pool, Spool() as spool, ExitStack() as stack:
         hashes = [pool.submit(_sha256, adapter.source) for adapter in plan.adapters]
-        limits.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun
+        stack.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun
         survey = _survey(plan, compute, pool, spool, listen) if plan.surveyed else None
         output = Output(plan, survey.ranks if survey else plan.ranks, target)
+        stack.callback(output.let_go)
         listen(Started("writing", len(plan.alignment.modules)))
         if survey is None:
             modules = _streamed(plan, compute, pool, output, listen)

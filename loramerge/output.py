@@ -80,7 +80,7 @@ class Output:
         keys = sorted(source.tensors)
         found = pool.map(lambda key: hashlib.sha256(source.read(key)).hexdigest(), keys)
         os.fsync(self._descriptor)  # the disk is busy while the pool reads back
-        os.close(self._descriptor)
+        self.let_go()
         wrong = [
             key for key, digest in zip(keys, found, strict=True) if digest != self._digests[key]
         ]
@@ -94,6 +94,12 @@ class Output:
             for key in keys
         ]
         return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
+
+    def let_go(self) -> None:
+        """Close the file, whole or not."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _part(
         self, module: str, part: Part, values: "np.typing.NDArray[np.floating]"

@@ -201,3 +201,8 @@ def test_text_options_survive_any_text(name: str, text: str, here: Path) -> None
     assert done.code in (0, 1, 2)
     assert "defect" not in done.err
     assert done.code == 0 or done.lines[0].startswith("error: ")
+
+
+def test_a_name_with_a_line_break_cannot_fake_a_hint(here: Path) -> None:
+    done = refused("inspect", "x\nhint: rm -rf home", code=1)
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"]

@@ -71,4 +71,4 @@ def _print(message: str, hint: str | None) -> None:
 
 def _plain(text: str) -> str:
     """Text without control characters: names come from files nobody vouches for."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
