@@ -28,11 +28,13 @@ def compress(W: Array, rank: int | None, seed: int) -> Spectrum:
         return _exact(W)
     assert rank is not None
     xp = namespace(W)
-    Y = _orthonormal(W @ kernels(W).gaussian(W, W.shape[-1], rank + OVERSAMPLE, seed))
-    blocks = [Y]
+    Q = _orthonormal(W @ kernels(W).gaussian(W, W.shape[-1], rank + OVERSAMPLE, seed))
+    last = Q
     for _ in range(STEPS):
-        blocks.append(_orthonormal(W @ (W.mT @ blocks[-1])))
-    Q = _orthonormal(xp.concat(blocks, axis=-1))
+        # Less what is known, or the largest singular value is all that is ever seen.
+        new = W @ (W.mT @ last)
+        last = _orthonormal(new - Q @ (Q.mT @ new))
+        Q = _orthonormal(xp.concat([Q, last], axis=-1))
     right = Q.mT @ W
     # (Q^T W) = E diag(s) Vh with E from its Gram matrix: small, and float64.
     u, s, inverse = _by_gram(gram(double(right).mT))
