@@ -36,7 +36,11 @@ def fills(options: ArithmeticOptions) -> bool:
         Preset("magnitude", {"sparsify": "magnitude"}, "Sum the largest entries of each update."),
         Preset("dare", {"sparsify": "dare"}, "Drop entries at random, rescale the rest, sum."),
         Preset("della", {"sparsify": "della"}, "Drop small entries more often, rescale, sum."),
-        Preset("breadcrumbs", {"sparsify": "breadcrumbs"}, "Drop the largest and smallest, sum."),
+        Preset(
+            "breadcrumbs",
+            {"sparsify": "breadcrumbs", "space": "dense"},
+            "Drop the largest and the smallest entries of the delta weights, sum.",
+        ),
     ),
 )
 def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectrum:
@@ -54,8 +58,10 @@ def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectr
     Where it differs. PEFT's `linear` adds the factors A and B instead of the updates, which adds
     cross terms B_i A_j that belong to no adapter; it is not offered. The paper scales the sum of
     full-weight task vectors by a lambda chosen on validation data; ours is 1 unless --lambda says
-    otherwise. The papers of the sparsifiers look at delta weights: --space dense; knots is as good
-    here, and faster by far. mergekit rescales to the norm that was before, we by the chance.
+    otherwise. The papers of the sparsifiers look at delta weights, --space dense. Measured,
+    magnitude, dare and della do better in knots, in a hundredth of the time; breadcrumbs does not,
+    since there the largest entries are what the updates are. mergekit rescales what is left to the
+    norm before, if at all; we by the chance to be kept, as the papers do.
     """
     if options.sparsify == "none":
         return concat(updates.factors, updates.weights)
