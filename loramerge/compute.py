@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "finite",
     "out_of_memory",
+    "own_process",
     "resolve",
     "save_dtype",
     "single_threaded_blas",
@@ -35,6 +36,10 @@ FLOOR = {"F32": 3.6e-8, "F16": 2.9e-4, "BF16": 2.3e-3}
 FLOAT16_MAX = 65504.0
 # Below this many bytes of input, moving them to a GPU and importing torch costs more than it saves.
 GPU_BYTES = 64_000_000
+
+# glibc's numbers for when its malloc gives memory back to the kernel, and when it asks it directly.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT = 1 << 30  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,23 @@ def accelerator() -> str | None:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return None
+
+
+def own_process() -> None:
+    """Settings for a process that is ours alone, before numpy is imported.
+
+    OpenBLAS starts no team of threads. glibc keeps what is freed: every module needs arrays of the
+    same few sizes, and fresh pages from the kernel cost as much as the arithmetic on them.
+    """
+    import ctypes
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # not glibc
+    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        mallopt(parameter, KEPT)
 
 
 @contextmanager

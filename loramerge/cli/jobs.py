@@ -39,8 +39,10 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     """Run one command line. Every job is planned before the first tensor is read."""
     from loramerge.cli import ui
     from loramerge.cli.progress import progress
+    from loramerge.compute import own_process
     from loramerge.publish import publish
 
+    own_process()
     context = click.get_current_context()
     typed = context.meta["typed"]
     adapters = list(given.pop("adapters"))

@@ -99,7 +99,7 @@ class Source:
             )
         return tuple(float(value) for (value,) in struct.iter_unpack(SCALARS[info.dtype], data))
 
-    def chunks(self, size: int = 1 << 22) -> Iterator[bytes]:
+    def chunks(self, size: int = 1 << 18) -> Iterator[bytes]:
         """The whole file from its first byte, for hashing."""
         for start in range(0, self.size, size):
             yield _pread(self.path, self.handle.number, size, start)
