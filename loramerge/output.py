@@ -60,7 +60,7 @@ class Output:
                 update = LowRank(update.A / root, update.B / root)
             A, B = self._part(module.name, "A", update.A), self._part(module.name, "B", update.B)
             update = LowRank(A * root, B * root) if root != 1 else LowRank(A, B)
-        if not (finite(target.update) and finite(update)):
+        if not (_holds_numbers(target) and finite(update)):
             raise IncompatibleError(
                 f"{module.name} overflows {self.plan.dtype}.",
                 "use smaller weights, or store more with --save-dtype float32",
@@ -119,3 +119,10 @@ class Output:
 def _terms(update: LowRank) -> int:
     """How many rank-1 terms are not zero."""
     return int(np.count_nonzero(update.A.any(axis=-1) & update.B.any(axis=-2)))
+
+
+def _holds_numbers(target: Target) -> bool:
+    """Whether the sum is finite; where its Gram matrices are, no further look is needed."""
+    known = target.known
+    sound = known is not None and bool(np.isfinite(known.A.sum() + known.B.sum()))
+    return sound or finite(target.update)

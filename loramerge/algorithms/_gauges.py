@@ -27,6 +27,8 @@ def gauged(updates: Updates, gauge: Gauge) -> LowRank:
 
 
 def _split(update: LowRank, weight: float) -> LowRank:
+    if weight == 1:
+        return update
     root = abs(weight) ** 0.5
     return LowRank(update.A * root, update.B * (root if weight >= 0 else -root))
 

@@ -7,6 +7,7 @@ from msgspec import Meta
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._gauges import Gauge, gauged
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace
+from loramerge.linalg.spectrum import columnwise
 from loramerge.options import Count, Options
 from loramerge.registry import merger
 
@@ -119,12 +120,16 @@ def _aligned(G: Array) -> Array:
     cosines = G / (length[..., :, None] * length[..., None, :])
     cosines = xp.take_along_axis(cosines, order[..., :, None], axis=-2)
     cosines = xp.take_along_axis(cosines, order[..., None, :], axis=-1)
-    signs = xp.ones_like(length)
-    for index in range(1, signs.shape[-1]):
-        before = cosines[..., index, :index] * signs[..., :index]
-        nearest = xp.argmax(xp.abs(before), axis=-1, keepdims=True)
-        opposed = xp.take_along_axis(before, nearest, axis=-1)[..., 0] < -ORTHOGONAL
-        signs[..., index] = 1 - 2 * like(opposed, signs)
+    # The nearest before does not depend on signs: a chain of agreements is walked in jumps.
+    index = xp.arange(length.shape[-1], device=G.device)
+    before = xp.where(index[:, None] > index, xp.abs(cosines), -xp.ones_like(cosines))
+    nearest = xp.argmax(before, axis=-1)
+    cosine = xp.take_along_axis(cosines, nearest[..., None], axis=-1)[..., 0]
+    nearest = xp.where(xp.abs(cosine) > ORTHOGONAL, nearest, index)
+    signs = 1 - 2 * like(cosine < -ORTHOGONAL, length)
+    for _ in range(length.shape[-1].bit_length()):
+        signs = signs * xp.take_along_axis(signs, nearest, axis=-1)
+        nearest = xp.take_along_axis(nearest, nearest, axis=-1)
     back: Array = xp.take_along_axis(signs, xp.argsort(order, axis=-1), axis=-1)
     return back
 
@@ -148,6 +153,7 @@ def _length(units: LowRank, how: str) -> Array:
     if how == "l2":
         squares: Array = xp.sum(units.A**2, axis=-1) + xp.sum(units.B**2, axis=-2)
         return squares**0.5
-    a, b = xp.max(xp.abs(units.A), axis=-1), xp.max(xp.abs(units.B), axis=-2)
+    a = xp.maximum(xp.max(units.A, axis=-1), -xp.min(units.A, axis=-1))
+    b = xp.maximum(columnwise(xp.max, units.B), -columnwise(xp.min, units.B))
     longest: Array = xp.maximum(a, b)
     return longest

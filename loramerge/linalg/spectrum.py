@@ -15,7 +15,7 @@ from loramerge.adapter import Array, LowRank
 from loramerge.linalg.factors import Grams
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace
 
-__all__ = ["Spectrum", "decompose", "lift", "randomized"]
+__all__ = ["Spectrum", "columnwise", "decompose", "lift", "randomized"]
 
 # A float32 Gram matrix has entries good to 1e-7, so squared pivots must stay well above that for
 # singular values good to 1e-3 of themselves.
@@ -159,11 +159,11 @@ def _by_qr(X: Array) -> _Basis:
 def _signs(B: Array) -> Array:
     """+1 or -1 for each column: the sign of its entry of largest magnitude. [*b, r]"""
     xp = namespace(B)
-    highest, lowest = _columnwise(xp.max, B), _columnwise(xp.min, B)
+    highest, lowest = columnwise(xp.max, B), columnwise(xp.min, B)
     return like(highest >= -lowest, B) * 2 - 1
 
 
-def _columnwise(reduce: Reduction, X: Array) -> Array:
+def columnwise(reduce: Reduction, X: Array) -> Array:
     """A reduction over the rows of X [*b, d, K]. [*b, K]
 
     NumPy reduces a tall matrix of few columns ten times slower than a wide one, so rows are laid
