@@ -134,7 +134,7 @@ def compressor(
             paper=paper,
             example=example,
             scale="paper",
-            exact=always,
+            exact=never if chooses_rank else always,
             chooses_rank=chooses_rank,
         )
     )

@@ -128,3 +128,13 @@ def test_raw_pruning_ranks_terms_by_the_product_of_their_norms() -> None:
     kept = prune(updates, PruneOptions(gauge="raw", keep=1))
     assert isinstance(kept, LowRank)
     np.testing.assert_allclose(kept.B @ kept.A, (B[..., 1:2] @ A[..., 1:2, :]), atol=1e-12)
+
+
+@pytest.mark.parametrize("bound", [{}, {"rank": 2}])
+def test_the_error_of_pruning_is_measured_against_the_input(
+    plain: tuple[Path, np.ndarray], bound: dict[str, int]
+) -> None:
+    path, dense = plain
+    result, report = lm.prune(path, keep=2, save_dtype="bfloat16", **bound)
+    error = np.linalg.norm(delta(result, "lin") - dense) / np.linalg.norm(dense)
+    assert report.relative_error == pytest.approx(error, rel=1e-4)  # float32 factors
