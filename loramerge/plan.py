@@ -25,8 +25,8 @@ class Plan:
     """Everything decided before a tensor is read.
 
     `ranks` are the kept ranks by module, where they follow from the headers; they are upper bounds
-    where `recipe.criterion` chooses them from singular values. `lossless` tells that nothing is
-    cut. `notes` are what a user must know: dropped, assumed, padded.
+    where `recipe.criterion` chooses them from singular values. `notes` are what a user must
+    know: dropped, assumed, padded.
     """
 
     recipe: Recipe
@@ -37,7 +37,6 @@ class Plan:
     dtype: str
     ranks: Mapping[str, int]
     uniform: bool
-    lossless: bool
     notes: tuple[str, ...]
 
     @property
@@ -111,7 +110,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     alignment = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
     notes += _left_out(alignment)
     options = _resolved(recipe, alignment)
-    ranks, lossless, more = _ranks(recipe, options, alignment)
+    ranks, more = _ranks(recipe, options, alignment)
     notes += more
     target = _layout(recipe, adapters)
     per_module = recipe.criterion is not None and not (
@@ -128,7 +127,6 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         dtype=save_dtype(settings.save_dtype, dtypes),
         ranks=ranks,
         uniform=uniform,
-        lossless=lossless,
         notes=tuple(notes),
     )
     smallest = plan.file_size({module.name: 1 for module in alignment.modules})
@@ -221,8 +219,8 @@ def _largest(alignment: Alignment) -> int:
 
 def _ranks(
     recipe: Recipe, options: Options, alignment: Alignment
-) -> tuple[dict[str, int], bool, list[str]]:
-    """Kept rank by module, whether nothing is cut, and notes."""
+) -> tuple[dict[str, int], list[str]]:
+    """Kept rank by module, and notes."""
     own = getattr(options, recipe.method.rank_option) if recipe.method.rank_option else None
     every = recipe.method.every_rank(options)
     caps = {
@@ -231,7 +229,7 @@ def _ranks(
     }
     asked = recipe.settings.rank
     if recipe.criterion is not None or asked == "full":
-        return caps, recipe.criterion is None, []
+        return caps, []
     limit = asked if isinstance(asked, int) else own or _largest(alignment)
     ranks = {name: min(limit, cap) for name, cap in caps.items()}
     notes = []
@@ -242,7 +240,7 @@ def _ranks(
     short = [name for name, rank in ranks.items() if rank < highest]
     if short and own is not None:
         notes.append(f"{len(short)} modules have fewer than {highest} components; all are kept")
-    return ranks, ranks == caps, notes
+    return ranks, notes
 
 
 def _written_as(adapter: Adapter) -> str:

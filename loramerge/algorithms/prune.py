@@ -61,8 +61,8 @@ def prune(updates: Updates, options: PruneOptions) -> LowRank:
 
     Where it differs. --threshold is a share of the module's largest gate unless --absolute. The
     published code subtracts and cuts in one go, so that its dead zone is 2 xi; ours is the paper's.
-    --gauge raw prunes terms in the factorisation that training left, which is not canonical: on the
-    testbed 32 to 16 terms costs 21 % of the exact matches, where the svd gauge costs none.
+    --gauge raw prunes terms in the factorisation that training left, which is not canonical: of the
+    testbed's sh3_rev at rank 32, --keep 16 leaves .781 of the exact matches, the svd gauge 1.000.
     """
     gates, terms = _gates(updates, options)
     xp = namespace(gates)
