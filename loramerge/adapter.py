@@ -4,7 +4,7 @@ One alphabet everywhere: k adapters, *b batched modules of equal shape, m out fe
 n in features, r rank, s sum of ranks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -20,6 +20,7 @@ __all__ = [
     "Adapter",
     "Array",
     "Extra",
+    "Form",
     "Kind",
     "LowRank",
     "Module",
@@ -27,6 +28,7 @@ __all__ = [
     "TensorSource",
     "Updates",
     "Variant",
+    "paired",
     "public_base",
     "source_name",
 ]
@@ -112,6 +114,17 @@ class TensorSource(Protocol):
         """The whole file from its first byte, for hashing."""
 
 
+# How the tensors stored for a module become factors of its update, scaling and gates left out.
+Form: TypeAlias = Callable[[TensorSource, "Module"], LowRank]
+
+
+def paired(source: TensorSource, module: "Module") -> LowRank:
+    """The form nearly every layout has: A [r, in, *kernel] and B [out, r, 1...] as stored."""
+    A, B = (source.array(module.keys[part]) for part in ("A", "B"))
+    terms = A.shape[0]
+    return LowRank(A.reshape(terms, module.in_features), B.reshape(module.out_features, terms))
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """One adapted layer, from the header alone.
@@ -120,7 +133,8 @@ class Module:
     n = channels * prod(kernel) and an embedding n = vocabulary size. `scaling` is the file's own
     factor on B @ A (alpha / r, rsLoRA's alpha / sqrt(r), or 1). `gates` are those of a SoRA
     checkpoint, one per stored rank-1 term, dW = scaling * B diag(gates) A; terms whose gate is
-    zero are no part of the module and do not count in `rank`.
+    zero are no part of the module and do not count in `rank`. `keys` are the stored tensors it is
+    made of, by role; `form` makes factors of them.
     """
 
     name: str
@@ -133,6 +147,7 @@ class Module:
     keys: Mapping[str, str] = field(default_factory=dict)
     kernel: tuple[int, ...] = ()
     gates: tuple[float, ...] = ()
+    form: Form = paired
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,13 +177,15 @@ class Variant:
 class Adapter:
     """A named set of modules, their tensors on demand, and everything else the file holds.
 
-    `alpha` is what the user said where the file does not.
+    `naming` is the vocabulary its module names are from: two adapters of one model agree in names
+    only where they agree in naming. `alpha` is what the user said where the file does not.
     """
 
     reference: str
     layout: str
     modules: Mapping[str, Module]
     source: TensorSource
+    naming: str = "model"
     extras: tuple[Extra, ...] = ()
     variants: tuple[Variant, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -185,9 +202,8 @@ class Adapter:
         float32, or float64 where they are stored so or are wanted `wide`.
         """
         module = self.modules[name]
-        terms = len(module.gates) or module.rank
-        A = self.source.array(module.keys["A"]).reshape(terms, module.in_features)
-        B = self.source.array(module.keys["B"]).reshape(module.out_features, terms)
+        update = module.form(self.source, module)
+        A, B = update.A, update.B
         if wide:
             A, B = A.astype("float64"), B.astype("float64")
         if module.gates:

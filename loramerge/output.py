@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loramerge._lazy import np
 from loramerge.adapter import LowRank
@@ -21,6 +23,11 @@ from loramerge.report import ModuleReport
 from loramerge.solve import Target, read_target
 
 __all__ = ["Output"]
+
+if TYPE_CHECKING:
+    Encoded: TypeAlias = "np.typing.NDArray[Any]"
+else:
+    Encoded: TypeAlias = object
 
 # Folding weights and scales into float32 factors costs some 4e-8; an error up to this is measured
 # against the sum in float64.
@@ -38,7 +45,11 @@ class Output:
         self.written: Written = plan.written(ranks)
         self._modules = {module.name: module for module in draft.modules}
         self._digests: dict[str, str] = {}
-        self._stored = {(s.module, s.part): s for s in self.written.tensors if s.part}
+        self._stored = {
+            (module, s.part): s for s in self.written.tensors if s.part for module in s.modules
+        }
+        self._waiting: dict[str, dict[str, Encoded]] = {}
+        self._lock = Lock()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._writer = start_file(self._descriptor, self.written)
         for stored in self.written.tensors:
@@ -101,15 +112,23 @@ class Output:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _part(
-        self, module: str, part: Part, values: "np.typing.NDArray[np.floating]"
-    ) -> "np.typing.NDArray[np.floating]":
-        """Write one factor; returned as a reader will find it."""
+    def _part(self, module: str, part: Part, values: Encoded) -> Encoded:
+        """Write one factor; returned as a reader will find it.
+
+        Where a tensor holds several modules, it is written with the last of them.
+        """
         stored = self._stored[module, part]
         encoded = encode(values, stored.dtype)
-        data = encoded.data.cast("B")
-        self._put(stored, data)
-        return decode(data, stored.dtype, stored.key).reshape(values.shape)
+        with self._lock:
+            waiting = self._waiting.setdefault(stored.key, {})
+            waiting[module] = encoded
+            complete = len(waiting) == len(stored.modules)
+            if complete:
+                del self._waiting[stored.key]
+        if complete:
+            joined = stored.join([waiting[name] for name in stored.modules])
+            self._put(stored, np.ascontiguousarray(joined).data.cast("B"))
+        return decode(encoded.data.cast("B"), stored.dtype, stored.key).reshape(values.shape)
 
     def _put(self, stored: Stored, data: bytes | memoryview) -> None:
         self._writer.write(stored.key, data)

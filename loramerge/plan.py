@@ -12,6 +12,7 @@ from loramerge.align import Aligned, Alignment, align
 from loramerge.compute import save_dtype
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._layout import Draft, Layout, Written
+from loramerge.io._names import renamed
 from loramerge.io._open import layout
 from loramerge.io._write import file_size
 from loramerge.options import Options
@@ -52,13 +53,14 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes of the low-rank tensors to read."""
-        return sum(
-            adapter.source.tensors[key].nbytes
+        keys = {
+            (position, key)
             for module in self.alignment.modules
-            for adapter, member in zip(self.adapters, module.members, strict=True)
+            for position, member in enumerate(module.members)
             if member is not None
-            for key in (member.keys["A"], member.keys["B"])
-        )
+            for key in member.keys.values()
+        }
+        return sum(self.adapters[position].source.tensors[key].nbytes for position, key in keys)
 
     def draft(self, ranks: Mapping[str, int]) -> Draft:
         """The result with these ranks: padded to one where the form is uniform, empty ones gone."""
@@ -107,16 +109,24 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     notes += _check_extras(recipe, adapters)
     notes += _check_bases(recipe, adapters)
     settings = recipe.settings
+    target, more = _layout(recipe, adapters)
+    notes += more
+    adapters = [renamed(adapter, target.naming or adapter.naming) for adapter in adapters]
     alignment = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
     notes += _left_out(alignment)
     options = _resolved(recipe, alignment)
     ranks, more = _ranks(recipe, options, alignment)
     notes += more
-    target = _layout(recipe, adapters)
     per_module = recipe.criterion is not None and not (
         settings.allocate in (None, "uniform") and settings.size is not None
     )
     uniform = settings.layout == "uniform" if settings.layout else not per_module
+    if target.one_rank and not uniform:
+        if settings.layout == "pattern":
+            raise UsageError(
+                f"--layout pattern: {target.name} has room for only one rank.", "leave it out"
+            )
+        uniform = True
     dtypes = {dtype for adapter in adapters for dtype in adapter.dtypes}
     plan = Plan(
         recipe=recipe,
@@ -248,18 +258,10 @@ def _written_as(adapter: Adapter) -> str:
     return layout(adapter.layout).writes or adapter.layout
 
 
-def _layout(recipe: Recipe, adapters: Sequence[Adapter]) -> Layout:
-    found = {_written_as(adapter) for adapter in adapters}
-    if recipe.settings.to == "same":
-        if len(found) > 1:
-            raise IncompatibleError(
-                f"The adapters are in different layouts: {listed(sorted(found))}."
-            )
-        return layout(found.pop())
-    target = layout(recipe.settings.to)
-    if found != {target.name}:
-        raise UsageError(
-            f"--to {target.name}: module names of {found.pop()} cannot be translated yet.",
-            "leave --to out",
-        )
-    return target
+def _layout(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[Layout, list[str]]:
+    """The layout of the result: the one asked for, or that of the first adapter; and notes."""
+    if recipe.settings.to != "same":
+        return layout(recipe.settings.to), []
+    found = list(dict.fromkeys(_written_as(adapter) for adapter in adapters))
+    others = f"the adapters are in different layouts; written as {found[0]} (--to chooses another)"
+    return layout(found[0]), [others] if len(found) > 1 else []

@@ -11,7 +11,7 @@ import pytest
 
 from loramerge.adapter import Adapter
 from loramerge.compute import encode, save_dtype
-from loramerge.io._layout import Draft
+from loramerge.io._layout import Draft, Stored
 from loramerge.io._open import layout, layouts, open_adapter
 from loramerge.io._source import open_source
 from loramerge.io._write import start_file
@@ -41,10 +41,18 @@ def weights(path: Path) -> Path:
 def delta(adapter: Adapter, name: str) -> np.ndarray:
     """The delta weight of one module in float64, from the stored factors and the file's scaling."""
     module = adapter.modules[name]
-    A = adapter.source.array(module.keys["A"]).reshape(-1, module.in_features)
-    B = adapter.source.array(module.keys["B"]).reshape(module.out_features, -1)
-    gates = np.asarray(module.gates or (1.0,) * module.rank)
-    return module.scaling * (B.astype(np.float64) * gates @ A.astype(np.float64))
+    stored = module.form(adapter.source, module)
+    gates = np.asarray(module.gates or (1.0,) * stored.rank)
+    return module.scaling * (stored.B.astype(np.float64) * gates @ stored.A.astype(np.float64))
+
+
+def part(adapter: Adapter, name: str, stored: Stored, scalings: dict[str, float]) -> np.ndarray:
+    """One factor of a module, as a tensor of the new file holds it."""
+    module = adapter.modules[name]
+    values = getattr(module.form(adapter.source, module), stored.part)
+    if stored.part == "B":
+        values = values * (module.scaling / scalings[name])
+    return encode(values, stored.dtype)
 
 
 def written_again(adapter: Adapter, folder: Path) -> Adapter:
@@ -67,10 +75,8 @@ def written_again(adapter: Adapter, folder: Path) -> Adapter:
     for stored in written.tensors:
         data: bytes | memoryview = stored.content()
         if stored.part is not None:
-            values = adapter.source.array(adapter.modules[stored.module].keys[stored.part])
-            if stored.part == "B":
-                values = values * (adapter.modules[stored.module].scaling / scalings[stored.module])
-            data = encode(values.reshape(stored.shape), stored.dtype).tobytes()
+            parts = [part(adapter, name, stored, scalings) for name in stored.modules]
+            data = np.ascontiguousarray(stored.join(parts)).tobytes()
         writer.write(stored.key, data)
     os.close(descriptor)
     return open_adapter(str(folder if found.directory else file))

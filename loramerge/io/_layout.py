@@ -1,15 +1,17 @@
 """What a layout file declares: which keys it explains, how they become modules, and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from loramerge.adapter import Adapter, Extra, Module
+from loramerge.adapter import Adapter, Array, Extra, Module
 from loramerge.io._source import Source
 
 __all__ = ["Draft", "Given", "Layout", "Part", "Stored", "Written"]
 
 Part: TypeAlias = Literal["A", "B"]
+# How the factors of one or more modules, A [r, n] or B [m, r], become the tensor that holds them.
+Join: TypeAlias = Callable[[Sequence[Array]], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,25 @@ class Draft:
         return max((module.rank for module in self.modules), default=1)
 
 
+def alone(factors: Sequence[Array]) -> Array:
+    """The factor of the one module of a tensor, as it is."""
+    return factors[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of an output file: a part of a module, or bytes from elsewhere, such as a head."""
+    """One tensor of an output file: a part of modules, or bytes from elsewhere, such as a head.
+
+    `modules` are those whose A or B (`part`) it holds, nearly always one; `join` makes the tensor
+    of their factors, in the order of `modules` and already in the stored dtype, up to a reshape.
+    """
 
     key: str
     dtype: str
     shape: tuple[int, ...]
-    module: str = ""
+    modules: tuple[str, ...] = ()
     part: Part | None = None
+    join: Join = alone
     content: Callable[[], bytes] = bytes
 
 
@@ -86,7 +98,8 @@ class Layout:
     `explains` says whether a key is this layout's; a file is of the layout that explains all of
     its keys, or that has a key which no other layout has (`marks`). `directory` tells whether it
     is normally a directory (PEFT) or a single file, `writes` names the layout its results are
-    written in where it has no `write` of its own.
+    written in where it has no `write` of its own. `naming` is the vocabulary of the module names
+    that `write` takes (empty: any); `one_rank` says that it has room for only one rank.
     """
 
     name: str
@@ -97,3 +110,5 @@ class Layout:
     write: Callable[[Draft], Written] = unwritten
     marks: Callable[[str], bool] = never
     writes: str = ""
+    naming: str = "model"
+    one_rank: bool = False

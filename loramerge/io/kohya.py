@@ -68,6 +68,7 @@ def read(given: Given) -> Adapter:
         layout="kohya",
         modules=modules,
         source=source,
+        naming="kohya",
         variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
         metadata=source.metadata,
         base_model=source.metadata.get("ss_base_model_version"),
@@ -96,8 +97,8 @@ def write(draft: Draft) -> Written:
     for module in draft.modules:
         A, B = factor_shapes(module)
         tensors += [
-            Stored(f"{module.name}.lora_down.weight", module.dtype, A, module.name, "A"),
-            Stored(f"{module.name}.lora_up.weight", module.dtype, B, module.name, "B"),
+            Stored(f"{module.name}.lora_down.weight", module.dtype, A, (module.name,), "A"),
+            Stored(f"{module.name}.lora_up.weight", module.dtype, B, (module.name,), "B"),
             Stored(f"{module.name}.alpha", "F32", (), content=lambda: alpha),
         ]
     first, *others = (source.metadata for source in draft.sources)
@@ -121,4 +122,5 @@ LAYOUT = Layout(
     explains=explains,
     read=read,
     write=write,
+    naming="kohya",
 )

@@ -161,8 +161,8 @@ def write(draft: Draft) -> Written:
             else ("lora_A.weight", "lora_B.weight")
         )
         stem = PREFIX + module.name
-        tensors.append(Stored(f"{stem}.{a}", module.dtype, A, module.name, "A"))
-        tensors.append(Stored(f"{stem}.{b}", module.dtype, B, module.name, "B"))
+        tensors.append(Stored(f"{stem}.{a}", module.dtype, A, (module.name,), "A"))
+        tensors.append(Stored(f"{stem}.{b}", module.dtype, B, (module.name,), "B"))
     source = draft.sources[0].source
     for extra in draft.extras:
         key, content = PREFIX + _clean(extra.key), partial(source.read, extra.key)
