@@ -35,7 +35,7 @@ every_written_fixture = pytest.mark.parametrize(
 
 
 def weights(path: Path) -> Path:
-    return path / "adapter_model.safetensors" if path.is_dir() else path
+    return next(path.glob("*.safetensors")) if path.is_dir() else path
 
 
 def delta(adapter: Adapter, name: str) -> np.ndarray:
