@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "LowRank",
     "Module",
+    "Origin",
     "TensorInfo",
     "TensorSource",
     "Updates",
@@ -174,6 +175,24 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where on the Hub an adapter comes from: repository, commit, path of its weights file.
+
+    `sha256` is the weights file's, where the Hub states it.
+    """
+
+    repository: str
+    revision: str
+    path: str
+    sha256: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The reference that means this very file for ever: hf://user/repo@commit/path."""
+        return f"hf://{self.repository}@{self.revision}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """A named set of modules, their tensors on demand, and everything else the file holds.
 
@@ -194,6 +213,8 @@ class Adapter:
     assumed: tuple[str, ...] = ()
     scale_assumed: bool = False
     alpha: float | None = None
+    origin: Origin | None = None
+    licence: str | None = None
 
     def read(self, name: str, wide: bool = False) -> LowRank:
         """The update of one module, convolutions and embeddings in two dimensions.

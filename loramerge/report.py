@@ -156,6 +156,9 @@ class Report:
                     "weight": named.weight,
                     "sha256": digest,
                     "base_model": public_base(adapter),
+                    "licence": adapter.licence,
+                    "reference": adapter.origin.uri if adapter.origin else None,
+                    "revision": adapter.origin.revision if adapter.origin else None,
                 }
                 for adapter, named, digest in zip(
                     plan.adapters, plan.recipe.adapters, self.sources_sha256, strict=True
