@@ -63,6 +63,7 @@ class Updates:
     random masks are drawn from: for each adapter one number per batch item, made of seed, position
     of the adapter and name of the module, so that no batch or tile changes a mask. `gates` [*b, r]
     are the magnitudes of each adapter's SoRA gates, folded into the factors; None without any.
+    `present` says of every adapter of the merge whether it has the module; () where all have it.
     """
 
     factors: tuple[LowRank, ...]
@@ -72,6 +73,19 @@ class Updates:
     seed: int = 0
     keys: tuple[tuple[int, ...], ...] = ()
     gates: tuple[Array | None, ...] = ()
+    present: tuple[bool, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many adapters are merged, those that lack the module included."""
+        return len(self.present) or len(self.factors)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The place of each of `factors` among all adapters."""
+        if not self.present:
+            return tuple(range(len(self.factors)))
+        return tuple(place for place, there in enumerate(self.present) if there)
 
     @property
     def mean_rank(self) -> float:

@@ -163,6 +163,10 @@ def _check(recipe: Recipe, name: str) -> None:
             )
     elif not recipe.adapters:
         raise UsageError(f"{name} needs adapters.", example)
+    elif recipe.method.inputs not in (None, len(recipe.adapters)):
+        raise UsageError(
+            f"{name} takes {recipe.method.inputs} adapters, not {len(recipe.adapters)}.", example
+        )
     if len(given) > 1:
         raise UsageError(f"{name} takes only one of {_flags(given)}.", "leave out all but one")
     if s.allocate is not None and (not given or isinstance(s.rank, str)):

@@ -50,6 +50,7 @@ class Method:
     says with which options the rule itself is the weighted sum, so that a measured error is what
     was cut; `every_rank` with which its result has more ranks than the updates together.
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
+    `inputs` is the number of adapters it merges, where that is fixed.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Method:
     exact: Callable[[Any], bool] = never
     every_rank: Callable[[Any], bool] = never
     chooses_rank: bool = False
+    inputs: int | None = None
 
     @property
     def documentation(self) -> str:
@@ -101,6 +103,7 @@ def merger(
     paper_scale: Callable[[Updates, Any], float] | None = None,
     exact: Callable[[Any], bool] = never,
     every_rank: Callable[[Any], bool] = never,
+    inputs: int | None = None,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -117,6 +120,7 @@ def merger(
             paper_scale=paper_scale,
             exact=exact,
             every_rank=every_rank,
+            inputs=inputs,
         )
     )
 

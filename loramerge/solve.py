@@ -139,6 +139,7 @@ def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
         seed=settings.seed,
         keys=tuple(keys),
         gates=tuple(gates),
+        present=tuple(member is not None for member in batch[0].members),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.kernels import double, gram, like, namespace
 
-__all__ = ["Closeness", "compare", "concat", "norm", "pad", "scale"]
+__all__ = ["Closeness", "compare", "concat", "inner_products", "norm", "pad", "scale"]
 
 # A squared norm that is smaller than this many roundings of the terms it was added up from is
 # taken again in higher precision: the relative error of what is reported stays below 1e-2. Where
@@ -38,13 +38,21 @@ def grams(update: LowRank) -> Grams:
     return Grams(B=gram(update.B), A=gram(update.A.mT))
 
 
-def scale(update: LowRank, factor: float) -> LowRank:
-    """Factor * dW, the factor on B: exact wherever the factor is a power of two."""
+def scale(update: LowRank, factor: float | Array) -> LowRank:
+    """Factor * dW, the factor on B: exact wherever the factor is a power of two.
+
+    One number, or one for each item of the batch [*b].
+    """
+    if not isinstance(factor, float | int):
+        return LowRank(update.A, update.B * like(factor, update.B)[..., None, None])
     return update if factor == 1 else LowRank(update.A, update.B * factor)
 
 
-def concat(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """sum_t w_t dW_t exactly: A stacked, w_t B side by side. Rank sum of ranks."""
+def concat(updates: Sequence[LowRank], weights: Sequence[float | Array]) -> LowRank:
+    """sum_t w_t dW_t exactly: A stacked, w_t B side by side. Rank sum of ranks.
+
+    Each weight is one number, or one for each item of the batch [*b].
+    """
     terms = [scale(update, weight) for update, weight in zip(updates, weights, strict=True)]
     if len(terms) == 1:
         return terms[0]
@@ -63,6 +71,24 @@ def pad(update: LowRank, rank: int) -> LowRank:
     rows = xp.zeros((*A.shape[:-2], missing, A.shape[-1]), dtype=A.dtype, device=A.device)
     columns = xp.zeros((*B.shape[:-1], missing), dtype=B.dtype, device=B.device)
     return LowRank(A=xp.concat([A, rows], axis=-2), B=xp.concat([B, columns], axis=-1))
+
+
+def inner_products(updates: Sequence[LowRank]) -> Array:
+    """<dW_s, dW_t> of every two updates: sum((B_s^T B_t) * (A_s A_t^T)). float64 [*b, k, k]
+
+    In float64 from the start: terms of one update may cancel to far below their own size.
+    """
+    A = namespace(updates[0].A).concat([double(u.A) for u in updates], axis=-2)
+    B = namespace(A).concat([double(u.B) for u in updates], axis=-1)
+    xp, terms = namespace(A), gram(B) * gram(A.mT)
+    owner = [
+        [float(s == t) for s in range(len(updates))]
+        for t, u in enumerate(updates)
+        for _ in range(u.rank)
+    ]
+    E = xp.asarray(owner, dtype=A.dtype, device=A.device)
+    found: Array = E.mT @ terms @ E
+    return found
 
 
 def norm(update: LowRank) -> Array:
