@@ -16,8 +16,9 @@ from loramerge.linalg import _numpy, _torch
 from loramerge.linalg.factors import compare, concat, norm
 from loramerge.linalg.spectrum import decompose
 from tests.build import Pair, read_deltas, write_peft
-from tests.test_method_contract import Variant, apart, delta, each_variant, given, three_related
+from tests.entries import apart
 from tests.updates import CASES, Case, dense, weighted_sum
+from tests.variants import Variant, delta, each_variant, given, three_related
 
 pytestmark = [
     pytest.mark.gpu,
