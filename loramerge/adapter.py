@@ -116,6 +116,10 @@ class TensorSource(Protocol):
         """The file."""
 
     @property
+    def size(self) -> int:
+        """Its length in bytes."""
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor by key, in file order."""
 

@@ -2,7 +2,8 @@
 
 import importlib
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,31 @@ class Compute:
     def unload(self, batch: Array) -> Array:
         """A batch back as a numpy array."""
         return batch if self.on_cpu else cast("torch.Tensor", batch).cpu().numpy()
+
+    def machine(self) -> str:
+        """The kind of machine, as far as it decides how sums are rounded.
+
+        The processor and the kernels that numpy's BLAS has chosen for it, or the name of the GPU.
+        """
+        if not self.on_cpu:
+            return str(torch.cuda.get_device_name(self.device))
+        libraries = threadpoolctl.threadpool_info()
+        blas = [
+            lib for lib in libraries if lib["user_api"] == "blas" and "numpy" in lib["filepath"]
+        ]
+        kernels = [f"{lib['internal_api']} {lib.get('architecture', '')}".strip() for lib in blas]
+        return " ".join([platform.machine(), *kernels])
+
+    def versions(self, uses: Iterable[str]) -> dict[str, str]:
+        """What computed, by distribution: numpy, with what the method `uses` on it, or torch."""
+        if not self.on_cpu:
+            return {"numpy": np.__version__, "torch": torch.__version__}
+        found = {"numpy": np.__version__}
+        for name in uses:
+            from importlib.metadata import version  # costs 30 ms
+
+            found[name] = version(name)
+        return found
 
 
 def resolve(device: str, dtype: DType, nbytes: int) -> Compute:

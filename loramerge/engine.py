@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from loramerge._lazy import np
 from loramerge._spool import Spool
 from loramerge._version import __version__
 from loramerge.adapter import LowRank, TensorSource
@@ -58,8 +57,8 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
             modules = _streamed(plan, compute, pool, output, listen)
         else:
             modules = _spooled(plan, survey, spool, pool, output, listen)
-        digest = output.close(pool)
         sources = tuple(future.result() for future in hashes)
+        digest = output.close(pool, sources)
     order = {module.name: place for place, module in enumerate(plan.alignment.modules)}
     report = Report(
         plan=plan,
@@ -72,7 +71,8 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
         file_bytes=target.stat().st_size,
         seconds=time.perf_counter() - began,
         device=compute.device,
-        versions={"loramerge": __version__, "numpy": np.__version__},
+        machine=compute.machine(),
+        versions={"loramerge": __version__, **compute.versions(plan.recipe.method.uses)},
         companions=output.written.companions,
     )
     _check_bound(report)

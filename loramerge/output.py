@@ -1,9 +1,8 @@
 """The file of a result: each module written, read back as stored, and measured."""
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from threading import Lock
@@ -19,6 +18,7 @@ from loramerge.io._source import decode, open_source
 from loramerge.io._write import start_file
 from loramerge.linalg.factors import compare, pad
 from loramerge.plan import Plan
+from loramerge.record import KEY, tensors_sha256
 from loramerge.report import ModuleReport
 from loramerge.solve import Target, read_target
 
@@ -82,11 +82,15 @@ class Output:
         numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
         return ModuleReport(module.name, module.ranks, rank, stored_rank, *numbers)
 
-    def close(self, pool: Executor) -> str:
-        """Read the whole file back, compare it with what was written; sha256 over all tensors.
+    def close(self, pool: Executor, sources_sha256: Sequence[str]) -> str:
+        """Complete the header, read the whole file back, compare; sha256 over all tensors.
 
         Raises OutputError where a tensor reads back different.
         """
+        metadata = {KEY: self.plan.record(sources_sha256).text()}
+        if self.written.seal is not None:
+            metadata |= self.written.seal(self.written, open_source(self.path))
+        self._writer.restate(metadata)
         source = open_source(self.path)
         keys = sorted(source.tensors)
         found = pool.map(lambda key: hashlib.sha256(source.read(key)).hexdigest(), keys)
@@ -100,11 +104,7 @@ class Output:
             raise OutputError(
                 f"{self.path.name} reads back wrong: {listed(wrong)}.", "check the disk"
             )
-        whole = [
-            [key, source.tensors[key].dtype, list(source.tensors[key].shape), self._digests[key]]
-            for key in keys
-        ]
-        return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
+        return tensors_sha256(source.tensors, self._digests)
 
     def let_go(self) -> None:
         """Close the file, whole or not."""

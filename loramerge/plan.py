@@ -1,6 +1,5 @@
 """From a recipe and the headers of its adapters to what will be done; no tensor is read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from loramerge.io._open import layout
 from loramerge.io._write import file_size
 from loramerge.options import Options
 from loramerge.recipe import Recipe
+from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source
 
 __all__ = ["Plan", "make_plan"]
 
@@ -38,6 +38,7 @@ class Plan:
     dtype: str
     ranks: Mapping[str, int]
     uniform: bool
+    sources: tuple[Source, ...]
     notes: tuple[str, ...]
 
     @property
@@ -76,13 +77,16 @@ class Plan:
     def written(self, ranks: Mapping[str, int]) -> Written:
         """The file with these ranks, as the layout stores it, and how it was made in its header."""
         written = self.layout.write(self.draft(ranks))
-        facts = {
-            "recipe": self.recipe.canonical(),
-            "sources": [source_name(adapter) for adapter in self.adapters],
-            "version": __version__,
-        }
-        made = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return replace(written, metadata={**written.metadata, "loramerge": made})
+        text = self.record([UNKNOWN] * len(self.sources)).text()
+        return replace(written, metadata={**written.metadata, KEY: text})
+
+    def record(self, sources_sha256: Sequence[str]) -> Record:
+        """How the result is made, and from what."""
+        sources = [
+            msgspec.structs.replace(known, sha256=digest)
+            for known, digest in zip(self.sources, sources_sha256, strict=True)
+        ]
+        return Record(Canonical(**self.recipe.canonical()), tuple(sources), __version__)
 
     def file_size(self, ranks: Mapping[str, int]) -> int:
         """Bytes of the weights file with these ranks."""
@@ -104,7 +108,9 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
 
     Raises IncompatibleError or UsageError, before any tensor is read, for whatever does not fit.
     """
-    notes = [f"{source_name(adapter)}: {note}" for adapter in adapters for note in adapter.assumed]
+    notes = [
+        f"{source_name(adapter)}: {note}" for adapter in adapters for note in _assumed(adapter)
+    ]
     _check_variants(adapters)
     notes += _check_extras(recipe, adapters)
     notes += _check_bases(recipe, adapters)
@@ -137,6 +143,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         dtype=save_dtype(settings.save_dtype, dtypes),
         ranks=ranks,
         uniform=uniform,
+        sources=tuple(source(adapter) for adapter in adapters),
         notes=tuple(notes),
     )
     smallest = plan.file_size({module.name: 1 for module in alignment.modules})
@@ -146,6 +153,11 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
             f"ask for at least --size {smallest}",
         )
     return plan
+
+
+def _assumed(adapter: Adapter) -> tuple[str, ...]:
+    lost = made(adapter)[1]
+    return (*adapter.assumed, lost) if lost else adapter.assumed
 
 
 def _check_variants(adapters: Sequence[Adapter]) -> None:

@@ -51,6 +51,7 @@ class Method:
     was cut; `every_rank` with which its result has more ranks than the updates together.
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     `inputs` is the number of adapters it merges, where that is fixed.
+    `uses` names the distributions besides numpy that decide its numbers on the CPU.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Method:
     every_rank: Callable[[Any], bool] = never
     chooses_rank: bool = False
     inputs: int | None = None
+    uses: tuple[str, ...] = ()
 
     @property
     def documentation(self) -> str:
@@ -104,6 +106,7 @@ def merger(
     exact: Callable[[Any], bool] = never,
     every_rank: Callable[[Any], bool] = never,
     inputs: int | None = None,
+    uses: tuple[str, ...] = (),
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -121,6 +124,7 @@ def merger(
             exact=exact,
             every_rank=every_rank,
             inputs=inputs,
+            uses=uses,
         )
     )
 

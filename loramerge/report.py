@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from loramerge.adapter import public_base, source_name
+import msgspec
+
+from loramerge.adapter import public_base
 from loramerge.errors import listed
 from loramerge.plan import Plan
 
@@ -59,6 +61,7 @@ class Report:
     file_bytes: int
     seconds: float
     device: str
+    machine: str
     versions: Mapping[str, str]
     companions: Mapping[str, bytes]
 
@@ -142,26 +145,24 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object: no timestamps, no paths; null where a number is none."""
-        plan = self.plan
+        plan, record = self.plan, self.plan.record(self.sources_sha256)
         return {
             "schema_version": SCHEMA_VERSION,
-            "recipe": plan.recipe.canonical(),
+            "recipe": msgspec.to_builtins(record.recipe),
             "layout": plan.layout.name,
             "dtype": plan.dtype,
             "device": self.device,
+            "machine": self.machine,
             "versions": dict(self.versions),
             "sources": [
                 {
-                    "name": source_name(adapter),
+                    **msgspec.to_builtins(source),
                     "weight": named.weight,
-                    "sha256": digest,
                     "base_model": public_base(adapter),
                     "licence": adapter.licence,
-                    "reference": adapter.origin.uri if adapter.origin else None,
-                    "revision": adapter.origin.revision if adapter.origin else None,
                 }
-                for adapter, named, digest in zip(
-                    plan.adapters, plan.recipe.adapters, self.sources_sha256, strict=True
+                for adapter, named, source in zip(
+                    plan.adapters, plan.recipe.adapters, record.sources, strict=True
                 )
             ],
             "scale": {"used": plan.recipe.scale, "factor": self.scale, "others": dict(self.others)},

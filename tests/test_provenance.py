@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 import loramerge as lm
 from tests.build import write_kohya, write_peft
@@ -150,7 +150,78 @@ def test_the_header_says_how_the_file_was_made(
     out = result.save(tmp_path / f"out{suffix}")
     facts = json.loads(header(out if suffix else out / "adapter_model.safetensors")["loramerge"])
     assert facts["recipe"] == json.loads(json.dumps(report.as_json()["recipe"]))
-    assert facts["sources"] == ["a", "b", "c"]
+    found = [(s["name"], s["sha256"], s["bytes"], s["config_sha256"]) for s in facts["sources"]]
+    weights = [path / "adapter_model.safetensors" for path in three]
+    configs = [json.loads((path / "adapter_config.json").read_text()) for path in three]
+    assert found == [
+        (path.name, sha256(file.read_bytes()), file.stat().st_size, sha256(sorted_json(config)))
+        for path, file, config in zip(three, weights, configs, strict=True)
+    ]
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sorted_json(config: dict[str, object]) -> bytes:
+    return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+
+
+def test_a_result_carries_the_records_of_its_sources_along(three: list[Path]) -> None:
+    merged, first = lm.cat(three[:2])
+    small, _ = lm.squeeze(merged, rank=2)
+    _, report = lm.arithmetic([small, three[2]])
+    made = json.loads(json.dumps(report.as_json()["sources"][0]["made"]))
+    assert made == json.loads(header(small.adapter.source.path)["loramerge"])
+    assert made["recipe"]["settings"]["rank"] == 2
+    deeper = made["sources"][0]["made"]
+    assert deeper["recipe"] == json.loads(json.dumps(first.as_json()["recipe"]))
+    assert report.as_json()["sources"][1]["made"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not JSON", "cannot be read"),
+        ('{"recipe": 3}', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        (" " * 300_000, "300,000 characters"),
+    ],
+    ids=["text", "other", "deep", "long"],
+)
+def test_a_source_record_that_is_not_carried_along_is_named(
+    tmp_path: Path, rng: np.random.Generator, text: str, said: str
+) -> None:
+    source = write_peft(tmp_path / "a", factors(rng, 4), metadata={"loramerge": text})
+    _, report = lm.squeeze(source, rank=2)
+    assert report.as_json()["sources"][0]["made"] is None
+    assert [note for note in report.notes if note.startswith("a: its record of how it was made")]
+    assert said in " ".join(report.notes)
+
+
+@pytest.mark.parametrize("size", [4, 3000], ids=["small", "above 1 MiB"])
+def test_the_hashes_of_a_kohya_result_are_those_kohya_would_give_it(
+    tmp_path: Path, rng: np.random.Generator, size: int
+) -> None:
+    modules = {
+        f"lora_unet_{letter}": (rng.standard_normal((9, size)), rng.standard_normal((40, 9)), 4)
+        for letter in "abcdefgh"
+    }
+    stale = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "12345678", "ss_v2": "False"}
+    write_kohya(tmp_path / "a.safetensors", modules, metadata=stale)
+    result, _ = lm.squeeze(tmp_path / "a.safetensors", rank=8)
+    file = result.save(tmp_path / "out.safetensors")
+    found = header(file)
+    assert found["ss_v2"] == "False"
+    assert (found["sshs_model_hash"], found["sshs_legacy_hash"]) == kohya_hashes(file)
+
+
+def kohya_hashes(file: Path) -> tuple[str, str]:
+    """As networks/lora.py and train_util.py of sd-scripts compute them before they save."""
+    training = {key: text for key, text in header(file).items() if key.startswith("ss_")}
+    content = save(load_file(file), training)
+    start = 8 + int.from_bytes(content[:8], "little")
+    return sha256(content[start:]), sha256(content[0x100000:0x110000])[:8]
 
 
 def test_nothing_of_ours_stands_in_the_adapter_config(three: list[Path], tmp_path: Path) -> None:

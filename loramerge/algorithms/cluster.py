@@ -62,6 +62,7 @@ def output_reweighting(updates: Updates, options: ClusterOptions) -> float:
     scale="auto",
     rank_option="k",
     paper_scale=output_reweighting,
+    uses=("scikit-learn",),
 )
 def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
     """Cluster the rank-1 components of all adapters and keep each cluster's mean (LoRA-LEGO).

@@ -74,11 +74,16 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How a draft looks in a layout: tensors, header metadata, files beside it."""
+    """How a draft looks in a layout: tensors, header metadata, files beside it.
+
+    `seal` gives the metadata that follows from the file once its tensors are written; until then
+    something as long stands in its place.
+    """
 
     tensors: tuple[Stored, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     companions: Mapping[str, bytes] = field(default_factory=dict)
+    seal: Callable[["Written", Source], Mapping[str, str]] | None = None
 
 
 def never(key: str) -> bool:

@@ -8,14 +8,14 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loramerge.errors import OutputError
 from loramerge.io._header import DTYPE_BYTES
 from loramerge.io._layout import Stored, Written
 
-__all__ = ["TensorWriter", "file_size", "staged"]
+__all__ = ["TensorWriter", "file_size", "header", "staged", "start_file"]
 
 ALIGNMENT = 8
 SINGLE = ".safetensors"
@@ -28,6 +28,7 @@ class TensorWriter:
     """An open safetensors file whose header is written: tensors follow in any order, any thread."""
 
     descriptor: int
+    written: Written
     data_start: int
     offsets: Mapping[str, tuple[int, int]]
 
@@ -38,14 +39,21 @@ class TensorWriter:
             raise AssertionError(f"{key}: {len(data)} bytes for {stop - start}")
         _pwrite(self.descriptor, data, self.data_start + start)
 
+    def restate(self, metadata: Mapping[str, str]) -> None:
+        """Write the header again with what is known only now, as long as what stood for it."""
+        head, _ = header(replace(self.written, metadata={**self.written.metadata, **metadata}))
+        if len(head) != self.data_start:
+            raise AssertionError(f"a header of {len(head)} bytes for {self.data_start}")
+        _pwrite(self.descriptor, head, 0)
+
 
 def start_file(descriptor: int, written: Written) -> TensorWriter:
     """Write the header into an empty file."""
-    head, offsets = _header(written)
+    head, offsets = header(written)
     _pwrite(descriptor, head, 0)
     end = max((stop for _, stop in offsets.values()), default=0)
     os.ftruncate(descriptor, len(head) + end)
-    return TensorWriter(descriptor, len(head), offsets)
+    return TensorWriter(descriptor, written, len(head), offsets)
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, position: int) -> None:
@@ -58,7 +66,7 @@ def _pwrite(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 def file_size(written: Written) -> int:
     """Bytes of the file a Written becomes."""
-    head, offsets = _header(written)
+    head, offsets = header(written)
     return len(head) + max((stop for _, stop in offsets.values()), default=0)
 
 
@@ -70,11 +78,11 @@ def nbytes(stored: Stored) -> int:
     return total
 
 
-def _header(written: Written) -> tuple[bytes, dict[str, tuple[int, int]]]:
+def header(written: Written) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """Header bytes and offsets: by dtype, wide ones first, then by name, as in the library."""
     # Half a surrogate pair, from a path that is no text, would make the file unreadable elsewhere.
     facts = {key: text.encode(errors="replace").decode() for key, text in written.metadata.items()}
-    header: dict[str, object] = {"__metadata__": dict(sorted(facts.items()))}
+    entries: dict[str, object] = {"__metadata__": dict(sorted(facts.items()))}
     offsets: dict[str, tuple[int, int]] = {}
     end = 0
     places = {dtype: place for place, dtype in enumerate(DTYPE_BYTES)}
@@ -83,12 +91,12 @@ def _header(written: Written) -> tuple[bytes, dict[str, tuple[int, int]]]:
             raise AssertionError(f"{stored.key} is written twice")
         offsets[stored.key] = (end, end + nbytes(stored))
         end = offsets[stored.key][1]
-        header[stored.key] = {
+        entries[stored.key] = {
             "dtype": stored.dtype,
             "shape": stored.shape,
             "data_offsets": offsets[stored.key],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, offsets
 

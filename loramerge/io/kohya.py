@@ -1,5 +1,6 @@
 """kohya sd-scripts: one file, <lora_name>.lora_down.weight, .lora_up.weight and .alpha."""
 
+import hashlib
 import math
 import re
 import struct
@@ -11,6 +12,7 @@ from loramerge.errors import AdapterError, UsageError
 from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._source import Source
+from loramerge.io._write import header
 
 NAME = r"(?P<module>(?:lora|lycoris)_[^.]+)"
 GRAMMAR = Grammar(
@@ -37,6 +39,10 @@ KEPT = (
     "ss_base_model_version",
     "ss_v2",
 )
+# Stand for the hashes of a file that is not written yet.
+UNSEALED = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+# The bytes of a file that its legacy hash is of.
+LEGACY = slice(0x100000, 0x110000)
 
 
 def explains(key: str) -> bool:
@@ -112,7 +118,26 @@ def write(draft: Draft) -> Written:
         "ss_network_dim": str(draft.rank) if draft.uniform else "Dynamic",
         "ss_network_alpha": str(draft.rank),
     }
-    return Written(tensors=tuple(tensors), metadata={"format": "pt", **kept, **network})
+    metadata = {"format": "pt", **kept, **network, **UNSEALED}
+    return Written(tuple(tensors), metadata, seal=hashes)
+
+
+def hashes(written: Written, source: Source) -> dict[str, str]:
+    """The hashes by which kohya's trainer and web interfaces know a file.
+
+    Both are of the file that the safetensors library writes with the metadata of the training
+    alone: sshs_model_hash of all that follows the header, sshs_legacy_hash of 64 KiB in it.
+    """
+    training = {key: text for key, text in written.metadata.items() if key.startswith("ss_")}
+    head, _ = header(replace(written, metadata=training))
+    model, legacy = hashlib.sha256(), hashlib.sha256(head[LEGACY])
+    place = len(head)
+    for key in sorted(source.tensors, key=lambda key: source.tensors[key].start):
+        data = source.read(key)
+        model.update(data)
+        legacy.update(data[max(LEGACY.start - place, 0) : max(LEGACY.stop - place, 0)])
+        place += len(data)
+    return {"sshs_model_hash": model.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:8]}
 
 
 LAYOUT = Layout(
