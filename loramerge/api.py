@@ -24,7 +24,7 @@ from loramerge.io._open import open_adapter
 from loramerge.io._write import staged
 from loramerge.options import Option, did_you_mean
 from loramerge.plan import Plan, make_plan
-from loramerge.publish import WEIGHTS, compute_into, default_name, destination
+from loramerge.publish import compute_into, default_name, destination
 from loramerge.recipe import Named, find, fixed, make_recipe, options_of
 from loramerge.registry import Method, methods
 
@@ -54,7 +54,8 @@ class Result:
         self._plan = plan
         self._files = files
         name = default_name(plan).removesuffix(".safetensors")
-        self.adapter = replace(open_adapter(str(files / WEIGHTS)), reference=name)
+        self._weights = files / plan.layout.weights
+        self.adapter = replace(open_adapter(str(self._weights)), reference=name)
         weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
 
     def __repr__(self) -> str:
@@ -69,7 +70,7 @@ class Result:
         final = destination(self._plan, str(path), force)
         with staged(final, force) as directory:
             if final.suffix == ".safetensors":
-                shutil.copyfile(self._files / WEIGHTS, directory / final.name)
+                shutil.copyfile(self._weights, directory / final.name)
             else:
                 for file in self._files.iterdir():
                     shutil.copyfile(file, directory / file.name)

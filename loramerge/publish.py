@@ -10,13 +10,13 @@ from loramerge.card import card
 from loramerge.engine import run
 from loramerge.errors import OutputError
 from loramerge.events import Listener, silent
+from loramerge.io._open import layout
 from loramerge.io._write import check_free, staged
 from loramerge.plan import Plan
 from loramerge.report import Report
 
 __all__ = ["default_name", "destination", "publish"]
 
-WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "loramerge.json"
 
 
@@ -53,7 +53,7 @@ def default_name(plan: Plan) -> str:
 
 def _stem(adapter: Adapter) -> str:
     path = Path(adapter.reference).expanduser().resolve()
-    if path.name == WEIGHTS:
+    if path.name == layout(adapter.layout).weights:
         path = path.parent
     return path.name.removesuffix(".safetensors")
 
@@ -93,7 +93,7 @@ def publish(plan: Plan, final: Path, force: bool, listen: Listener = silent) -> 
 def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Report:
     """Compute a plan into an empty directory, with the files that belong beside the weights."""
     single = name.endswith(".safetensors")
-    report = run(plan, directory / (name if single else WEIGHTS), listen)
+    report = run(plan, directory / (name if single else plan.layout.weights), listen)
     if not single:
         for companion, content in report.companions.items():
             (directory / companion).write_bytes(content)

@@ -56,7 +56,7 @@ SENTENCES = {
     "metadata_is_half_a_pair.safetensors": r"metadata that is not text",
     "metadata_is_not_text.safetensors": r"metadata that is not text",
     "metadata_only.safetensors": r"holds no tensors",
-    "mlx.safetensors": r"is in the MLX layout",
+    "mlx.safetensors": r"1 tensor lacks its other half: q_proj\.lora_a",
     "nan.safetensors": r"layers\.0\.q_proj.* holds NaN or Inf",
     "negative_offset.safetensors": SENSELESS,
     "negative_shape.safetensors": SENSELESS,

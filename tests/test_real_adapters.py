@@ -1,4 +1,4 @@
-"""Adapters published by others, as they are: read, or refused by the name of their layout."""
+"""Adapters published by others, as they are: every one is read."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from loramerge.errors import AdapterError
 from loramerge.io._open import open_adapter
 from tests.typed import SHARED, typed
 
@@ -22,25 +21,28 @@ READ = {
     "gptneo-movies": (24, 8, "EleutherAI/gpt-neo-125M"),
     "privacyfilter-zh-mts": (32, 16, "openai/privacy-filter"),
 }
-REFUSED = {
-    "cloneofsimo-analog-r4-fp16/analog_svd_rank4.safetensors": "cloneofsimo",
-    "cloneofsimo-disney-inpaint-mixed-dtype/lora_disney_inpainting.safetensors": "cloneofsimo",
-    "cloneofsimo-disney-r1-ti/lora_disney.safetensors": "cloneofsimo",
-    "mlx-qwen05b-it100/0000100_adapters.safetensors": "MLX",
-    "mlx-qwen05b-it200/0000200_adapters.safetensors": "MLX",
-    "mlx-qwen05b-it200/adapters.safetensors": "MLX",
-    "samvit-r16/lora_rank16.safetensors": "SAM-LoRA",
-    "samvit-r2/lora_rank2.safetensors": "SAM-LoRA",
-    "samvit-r4-zeroB/lora.safetensors": "SAM-LoRA",
-    "samvit-r4/lora_rank4.safetensors": "SAM-LoRA",
-    "samvit-r6/lora_rank6.safetensors": "SAM-LoRA",
-    "samvit-r8/lora_rank8.safetensors": "SAM-LoRA",
+# Files of layouts that store no module paths, or none of PEFT's: layout, modules, rank, scaling.
+OTHERS = {
+    "cloneofsimo-analog-r4-fp16/analog_svd_rank4.safetensors": ("cloneofsimo", 192, 4, 1.0),
+    "cloneofsimo-disney-inpaint-mixed-dtype/lora_disney_inpainting.safetensors": (
+        *("cloneofsimo", 192, 1, 1.0),
+    ),
+    "cloneofsimo-disney-r1-ti/lora_disney.safetensors": ("cloneofsimo", 192, 1, 1.0),
+    "mlx-qwen05b-it100/0000100_adapters.safetensors": ("mlx", 8, 8, 10.0),
+    "mlx-qwen05b-it200/0000200_adapters.safetensors": ("mlx", 8, 8, 10.0),
+    "mlx-qwen05b-it200/adapters.safetensors": ("mlx", 8, 8, 10.0),
+    "samvit-r16/lora_rank16.safetensors": ("sam", 24, 16, 1.0),
+    "samvit-r2/lora_rank2.safetensors": ("sam", 24, 2, 1.0),
+    "samvit-r4-zeroB/lora.safetensors": ("sam", 24, 4, 1.0),
+    "samvit-r4/lora_rank4.safetensors": ("sam", 24, 4, 1.0),
+    "samvit-r6/lora_rank6.safetensors": ("sam", 24, 6, 1.0),
+    "samvit-r8/lora_rank8.safetensors": ("sam", 24, 8, 1.0),
 }
 
 
-def test_every_file_is_either_read_or_refused_here() -> None:
+def test_every_file_is_read_here() -> None:
     found = {str(path.relative_to(SHARED)) for path in SHARED.rglob("*.safetensors")}
-    assert found == {f"{name}/adapter_model.safetensors" for name in READ} | set(REFUSED)
+    assert found == {f"{name}/adapter_model.safetensors" for name in READ} | set(OTHERS)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -86,17 +88,18 @@ def test_a_published_head_is_carried_unchanged_by_squeeze(tmp_path: Path) -> Non
         torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("file", REFUSED)
-def test_published_files_of_other_layouts_are_refused_by_its_name(file: str) -> None:
-    with pytest.raises(AdapterError, match=f"is in the {REFUSED[file]} layout") as refused:
-        open_adapter(str(SHARED / file))
-    assert refused.value.hint
+@pytest.mark.parametrize("file", OTHERS)
+def test_published_files_of_other_layouts_are_read(file: str) -> None:
+    layout, modules, rank, scaling = OTHERS[file]
+    adapter = open_adapter(str(SHARED / file))
+    assert adapter.layout == layout
+    assert len(adapter.modules) == modules
+    assert {(m.rank, m.scaling) for m in adapter.modules.values()} == {(rank, scaling)}
 
 
-@pytest.mark.parametrize("folder", sorted({file.partition("/")[0] for file in REFUSED}))
+@pytest.mark.parametrize("folder", sorted({file.partition("/")[0] for file in OTHERS}))
 def test_so_are_their_directories(folder: str) -> None:
-    with pytest.raises(AdapterError, match=r"is in the .* layout"):
-        open_adapter(str(SHARED / folder))
+    assert open_adapter(str(SHARED / folder)).layout in {layout for layout, *_ in OTHERS.values()}
 
 
 # PEFT 0.21 asks transformers 5 by an old name.

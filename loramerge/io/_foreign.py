@@ -30,26 +30,6 @@ INTO_BASE = "merge it into its base model in PEFT: model.merge_and_unload()"
 # The first that matches any key names the file, so the special stand before the general.
 FOREIGN = (
     _foreign(
-        "cloneofsimo",
-        r"(unet|text_encoder):\d+:(up|down)",
-        "it stores no module names; only lora_diffusion.patch_pipe knows their order",
-    ),
-    _foreign(
-        "SAM-LoRA",
-        r"w_[ab]_\d+",
-        "it stores no module names; only LoRA_sam.load_lora_parameters knows their order",
-    ),
-    _foreign(
-        "torchtune",
-        r".+\.lora_[ab]\.weight",
-        "save it with torchtune's FullModelHFCheckpointer, which writes PEFT's layout",
-    ),
-    _foreign(
-        "MLX",
-        r".+\.lora_[ab]",
-        "merge it into its base model: mlx_lm.fuse --model MODEL --adapter-path DIRECTORY",
-    ),
-    _foreign(
         "Megatron/NeMo",
         r".+\.adapter\.linear_(in|out)\.weight",
         "export it to Hugging Face PEFT with NeMo's Megatron-Bridge",
@@ -60,15 +40,8 @@ FOREIGN = (
         r"(double|single)_blocks\..+\.(query|key)_norm\.scale",
         "load it with FluxControlPipeline of diffusers; it changes more than weights can add",
     ),
-    _foreign(
-        "PEFT AdaLoRA",
-        r".+\.lora_E(\.[^.]+)?",
-        "fold lora_E into lora_A and save it as plain LoRA, or: model.merge_and_unload()",
-    ),
     _foreign("PEFT LoHa", PEFT + r"\.hada_.+", TO_LORA),
     _foreign("PEFT LoKr", PEFT + r"\.lokr_.+", TO_LORA),
-    _foreign("PEFT VeRA", r".+\.vera_lambda_[bd](\..+)?", TO_LORA),
-    _foreign("PEFT VB-LoRA", r".+\.vblora_(logits|vector).*", TO_LORA),
     _foreign("PEFT RandLoRA", r".+\.randlora_.+", TO_LORA),
     _foreign("PEFT MiSS", r".+\.(miss|bone)_block(\..+)?", TO_LORA),
     _foreign("PEFT FourierFT", r".+\.(fourierft|waveft)_spectrum(\..+)?", TO_LORA),

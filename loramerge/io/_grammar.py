@@ -9,7 +9,7 @@ from loramerge.adapter import Kind, Module, TensorInfo
 from loramerge.errors import AdapterError, listed
 from loramerge.io._source import FLOATS, QUANTISED
 
-__all__ = ["Grammar", "check_owners", "check_pairs", "factor_shapes", "pair"]
+__all__ = ["INCOMPLETE", "Grammar", "check_owners", "check_pairs", "factor_shapes", "pair"]
 
 # Far above any LoRA; what claims more is damaged or an attack.
 MAX_RANK = 65536

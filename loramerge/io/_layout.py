@@ -100,11 +100,13 @@ def unwritten(draft: Draft) -> Written:
 class Layout:
     """One way to store LoRA tensors.
 
-    `explains` says whether a key is this layout's; a file is of the layout that explains all of
-    its keys, or that has a key which no other layout has (`marks`). `directory` tells whether it
+    `explains` says whether a key may be this layout's; a file is of the layout that explains all of
+    its keys. Where a layout has keys that no other has (`marks`), it needs one of them, and one is
+    enough to tell it. `directory` tells whether it
     is normally a directory (PEFT) or a single file, `writes` names the layout its results are
     written in where it has no `write` of its own. `naming` is the vocabulary of the module names
-    that `write` takes (empty: any); `one_rank` says that it has room for only one rank.
+    that `write` takes (empty: any); `one_rank` says that it has room for only one rank; `weights`
+    is the usual name of the file in a directory.
     """
 
     name: str
@@ -117,3 +119,9 @@ class Layout:
     writes: str = ""
     naming: str = "model"
     one_rank: bool = False
+    weights: str = "adapter_model.safetensors"
+
+    @property
+    def marked(self) -> bool:
+        """Whether files of this layout are told by keys that no other has."""
+        return self.marks is not never

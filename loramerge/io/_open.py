@@ -126,11 +126,11 @@ def _config(path: Path) -> Mapping[str, Any] | None:
 
 def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) -> Layout:
     """The one layout that explains every key; `config` is the file's own."""
-    if config is not None and config.get("peft_type", "LORA") != "LORA":
-        return layout("peft")  # which refuses it by its type
     for found in layouts():
         if any(found.marks(key) for key in source.tensors):
             return found
+    if config is not None and config.get("peft_type", "LORA") != "LORA":
+        return layout("peft")  # which refuses it by its type
     if foreign := recognise(source.tensors):
         raise AdapterError(
             f"{reference} is in the {foreign.name} layout, which loramerge does not read yet.",
@@ -139,6 +139,7 @@ def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) ->
     unexplained = {
         found.name: [key for key in source.tensors if not found.explains(key)]
         for found in layouts()
+        if not found.marked
     }
     name, left = min(unexplained.items(), key=lambda item: len(item[1]))
     if not left:

@@ -11,15 +11,10 @@ from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._peft_config import facts, portable_config, scale_of, tails
+from loramerge.io._peft_keys import EXTRAS, PREFIX, beside, clean, saved_beside
 from loramerge.io._peft_kinds import check_type, signs, unknown_fields, variants
 from loramerge.io._source import Source
 
-PREFIX = "base_model.model."
-# What training loops wrap around a model; PEFT itself would then load nothing.
-WRAPPERS = re.compile(
-    r"^((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
-    r"|(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
 NAME, LABEL = r"(?P<module>.+?)", r"(\.[^.]+)?"
 GRAMMAR = Grammar(
     (
@@ -34,12 +29,6 @@ KINDS: tuple[tuple[Kind, str, str], ...] = (
     ("embedding", "embedding_A", "embedding_B"),
 )
 ADAPTER_NAME = re.compile(r"\.lora_(?:embedding_)?[AB]\.(?!weight$|bias$)([^.]+)")
-# Tensors beside the factors, by the end of their key: what they are to PEFT.
-EXTRAS = (
-    ("token rows", ".token_adapter.trainable_tokens_delta"),
-    ("bias", ".bias"),
-    ("saved module", ""),
-)
 # Config fields that a bare file carries in its header: those of its scale, those of its extras.
 OF_SCALE = ("fan_in_fan_out", "lora_alpha", "r", "rank_pattern")
 OF_EXTRAS = ("bias", "modules_to_save", "trainable_token_indices")
@@ -49,8 +38,7 @@ LIVE = re.compile(r"\.(original_module|modules_to_save)\.")
 
 def explains(key: str) -> bool:
     """LoRA keys of any PEFT spelling, and what PEFT may save beside them."""
-    beside = WRAPPERS.sub("", key).startswith(PREFIX) and ".lora_" not in key
-    return beside or GRAMMAR.parse(key) is not None or bool(signs(key))
+    return saved_beside(key) or GRAMMAR.parse(key) is not None or bool(signs(key))
 
 
 def read(given: Given) -> Adapter:
@@ -121,7 +109,7 @@ def _modules(source: Source, where: str) -> dict[str, Module]:
         for kind, a, b in KINDS:
             if a not in roles:
                 continue
-            name, keys = _clean(stored), {"A": roles[a], "B": roles[b]}
+            name, keys = clean(stored), {"A": roles[a], "B": roles[b]}
             if name in modules:
                 raise AdapterError(
                     f"{where} holds {name} twice: {modules[name].keys['A']}, {keys['A']}.",
@@ -137,17 +125,9 @@ def _modules(source: Source, where: str) -> dict[str, Module]:
     return modules
 
 
-def _clean(path: str) -> str:
-    """A path without the wrappers of training loops and without PEFT's own prefix."""
-    return WRAPPERS.sub("", path).removeprefix(PREFIX)
-
-
 def _extras(source: Source) -> tuple[Extra, ...]:
-    return tuple(
-        Extra(key, next(role for role, end in EXTRAS if key.endswith(end)), info)
-        for key, info in source.tensors.items()
-        if GRAMMAR.parse(key) is None and not signs(key)
-    )
+    factors = {key for key in source.tensors if GRAMMAR.parse(key) or signs(key)}
+    return beside(source, factors)
 
 
 def write(draft: Draft) -> Written:
@@ -165,7 +145,7 @@ def write(draft: Draft) -> Written:
         tensors.append(Stored(f"{stem}.{b}", module.dtype, B, (module.name,), "B"))
     source = draft.sources[0].source
     for extra in draft.extras:
-        key, content = PREFIX + _clean(extra.key), partial(source.read, extra.key)
+        key, content = PREFIX + clean(extra.key), partial(source.read, extra.key)
         tensors.append(Stored(key, extra.info.dtype, extra.info.shape, content=content))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
@@ -195,7 +175,7 @@ def _config(draft: Draft) -> dict[str, Any]:
         # PEFT takes a target for the end of a path, and would expect tensors for these too.
         config["exclude_modules"] = excluded
     if draft.extras:
-        saved = {_clean(e.key).rpartition(".")[0] for e in draft.extras if e.role == EXTRAS[-1][0]}
+        saved = {clean(e.key).rpartition(".")[0] for e in draft.extras if e.role == EXTRAS[-1][0]}
         source = {"modules_to_save": sorted(saved) or None, **draft.sources[0].config}
         config |= {name: source.get(name, config.get(name)) for name in OF_EXTRAS}
     return config

@@ -1,0 +1,43 @@
+"""Keys of PEFT's files, whatever the tuner: prefixes, wrappers, and what is saved beside."""
+
+import re
+from collections.abc import Collection
+
+from loramerge.adapter import Extra
+from loramerge.io._source import Source
+
+__all__ = ["EXTRAS", "PREFIX", "beside", "clean", "saved_beside"]
+
+PREFIX = "base_model.model."
+# What training loops wrap around a model; PEFT itself would then load nothing.
+WRAPPERS = re.compile(
+    r"^((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+    r"|(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# Tensors beside the factors, by the end of their key: what they are to PEFT.
+EXTRAS = (
+    ("token rows", ".token_adapter.trainable_tokens_delta"),
+    ("bias", ".bias"),
+    ("saved module", ""),
+)
+# What PEFT's tuners call their own tensors.
+TUNED = re.compile(r"[._](lora|vera|vblora|randlora|hada|lokr)_")
+
+
+def saved_beside(key: str) -> bool:
+    """Whether PEFT may have saved a tensor beside those of a tuner: a head, a bias, token rows."""
+    return WRAPPERS.sub("", key).startswith(PREFIX) and TUNED.search(key) is None
+
+
+def clean(path: str) -> str:
+    """A path without the wrappers of training loops and without PEFT's own prefix."""
+    return WRAPPERS.sub("", path).removeprefix(PREFIX)
+
+
+def beside(source: Source, known: Collection[str]) -> tuple[Extra, ...]:
+    """The tensors that are not `known` as parts of a module, by what they are to PEFT."""
+    return tuple(
+        Extra(key, next(role for role, end in EXTRAS if key.endswith(end)), info)
+        for key, info in source.tensors.items()
+        if key not in known
+    )
