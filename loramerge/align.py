@@ -1,23 +1,27 @@
 """Which modules of which adapters belong together; every mismatch is named, all at once."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import IncompatibleError, UsageError, listed
-from loramerge.options import did_you_mean
+from loramerge.patterns import check_match, matches
+from loramerge.weights import ModuleWeight, Weights
 
-__all__ = ["Aligned", "Alignment", "align"]
+__all__ = ["Aligned", "Alignment", "align", "reach", "weighed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """One module of the result and its counterpart in each adapter, None where it is absent."""
+    """One module of the result: its counterpart in each adapter and that one's weight in it.
+
+    A counterpart is None where it is absent or has no weight.
+    """
 
     name: str
     members: tuple[Module | None, ...]
+    weights: tuple[float, ...]
 
     @property
     def model(self) -> Module:
@@ -37,12 +41,22 @@ class Aligned:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The modules to compute, and the names of those left out with the reason."""
+    """The modules to compute, and the names of those left out with the reason.
+
+    excluded: by the user; skipped: not in every adapter; weightless: of weight 0 in all of them.
+    `partial` names modules that are computed though not every adapter has them.
+    """
 
     modules: tuple[Aligned, ...]
     excluded: tuple[str, ...]
     skipped: tuple[str, ...]
     partial: tuple[str, ...]
+    weightless: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Every module of the inputs that is no part of the result."""
+        return (*self.excluded, *self.skipped, *self.weightless)
 
 
 def align(
@@ -51,26 +65,28 @@ def align(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Alignment:
-    """Pair modules by name, in the order of the adapters.
+    """Pair modules by name, in the order of the adapters; every weight is 1.
 
     Raises IncompatibleError when adapters share no module, when counterparts differ in shape (all
     are listed), or when one is missing and that is not allowed; UsageError for a glob that matches
     nothing.
     """
     names = list(dict.fromkeys(name for adapter in adapters for name in adapter.modules))
-    _check_globs(include, names, "--include")
-    _check_globs(exclude, names, "--exclude")
+    for glob in include:
+        check_match(glob, names, f"--include '{glob}' matches no module")
+    for glob in exclude:
+        check_match(glob, names, f"--exclude '{glob}' matches no module")
     _check_common(adapters)
     chosen = {
         name
         for name in names
-        if (not include or any(fnmatchcase(name, glob) for glob in include))
-        and not any(fnmatchcase(name, glob) for glob in exclude)
+        if (not include or any(matches(name, glob) for glob in include))
+        and not any(matches(name, glob) for glob in exclude)
     }
     if not chosen:
         raise UsageError("--include and --exclude leave no module.", "leave one of them out")
     aligned = [
-        Aligned(name, tuple(adapter.modules.get(name) for adapter in adapters))
+        Aligned(name, tuple(a.modules.get(name) for a in adapters), (1.0,) * len(adapters))
         for name in names
         if name in chosen
     ]
@@ -94,6 +110,40 @@ def align(
     )
 
 
+def weighed(alignment: Alignment, weights: Weights, adapters: Sequence[Adapter]) -> Alignment:
+    """Give every adapter its weight in every module, and leave it out where that is 0.
+
+    A module in which no adapter has a weight is left out itself. Raises UsageError for a glob that
+    matches nothing, or where no module is left.
+    """
+    for one in weights.modules:
+        where = "" if one.adapter is None else f" of {adapters[one.adapter].reference}"
+        said = f"--module-weight '{one.text}' matches no merged module{where}"
+        check_match(one.glob, _open_to(one, alignment), said)
+    modules = tuple(_weighed(module, weights.at(module.name)) for module in alignment.modules)
+    kept = tuple(module for module in modules if any(module.members))
+    if not kept:
+        raise UsageError("Every weight is 0: nothing is left to merge.", "for example: -w 1 -w 0.5")
+    weightless = tuple(module.name for module in modules if not any(module.members))
+    return replace(alignment, modules=kept, weightless=weightless)
+
+
+def _weighed(module: Aligned, weights: tuple[float, ...]) -> Aligned:
+    pairs = zip(module.members, weights, strict=True)
+    return Aligned(module.name, tuple(m if weight else None for m, weight in pairs), weights)
+
+
+def _open_to(one: ModuleWeight, alignment: Alignment) -> list[str]:
+    """The modules that a --module-weight could be for: those its adapter has."""
+    place = one.adapter
+    return [m.name for m in alignment.modules if place is None or m.members[place]]
+
+
+def reach(one: ModuleWeight, alignment: Alignment) -> int:
+    """How many modules a --module-weight is for."""
+    return sum(matches(name, one.glob) for name in _open_to(one, alignment))
+
+
 def _where(module: Aligned, adapters: Sequence[Adapter]) -> str:
     absent = [
         adapter.reference
@@ -101,20 +151,6 @@ def _where(module: Aligned, adapters: Sequence[Adapter]) -> str:
         if member is None
     ]
     return f"{module.name} (not in {', '.join(absent)})"
-
-
-def _check_globs(globs: Sequence[str], names: Sequence[str], flag: str) -> None:
-    for glob in globs:
-        if any(fnmatchcase(name, glob) for name in names):
-            continue
-        plain = glob.strip("*.")
-        leaves = {name.rpartition(".")[2] for name in names}
-        leaf = plain if plain in leaves else did_you_mean(plain, leaves)
-        close = f"*.{leaf}" if leaf else did_you_mean(glob, names)
-        raise UsageError(
-            f"{flag} '{glob}' matches no module.",
-            f"did you mean '{close}'?" if close else f"a module is called '{names[0]}'",
-        )
 
 
 def _check_common(adapters: Sequence[Adapter]) -> None:

@@ -7,7 +7,7 @@ import msgspec
 
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Module, public_base, source_name
-from loramerge.align import Aligned, Alignment, align
+from loramerge.align import Aligned, Alignment, align, reach, weighed
 from loramerge.compute import save_dtype
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._layout import Draft, Layout, Written
@@ -118,8 +118,10 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     target, more = _layout(recipe, adapters)
     notes += more
     adapters = [renamed(adapter, target.naming or adapter.naming) for adapter in adapters]
-    alignment = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
+    aligned = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
+    alignment = weighed(aligned, recipe.weights, adapters)
     notes += _left_out(alignment)
+    notes += _module_weights(recipe, aligned)
     options = _resolved(recipe, alignment)
     ranks, more = _ranks(recipe, options, alignment)
     notes += more
@@ -219,12 +221,23 @@ def _left_out(alignment: Alignment) -> list[str]:
         notes.append(f"left out by --include/--exclude: {listed(list(alignment.excluded))}")
     if alignment.skipped:
         notes.append(f"left out, not in every adapter: {listed(list(alignment.skipped))}")
+    if alignment.weightless:
+        notes.append(f"left out, every weight is 0: {listed(list(alignment.weightless))}")
     if alignment.partial:
         notes.append(
             f"{len(alignment.partial)} modules are not in every adapter and count as zero there: "
             f"{listed(list(alignment.partial), 3)}"
         )
     return notes
+
+
+def _module_weights(recipe: Recipe, aligned: Alignment) -> list[str]:
+    """How far each --module-weight reaches."""
+    total = len(aligned.modules)
+    return [
+        f"--module-weight '{one.text}' weighs {reach(one, aligned)} of {total} modules"
+        for one in recipe.weights.modules
+    ]
 
 
 def _resolved(recipe: Recipe, alignment: Alignment) -> Options:

@@ -18,6 +18,7 @@ from loramerge.linalg.scales import ScaleName
 from loramerge.options import Option, Options, build, describe
 from loramerge.registry import Method, Preset, method, methods
 from loramerge.settings import BOUNDS, MergeSettings, Settings
+from loramerge.weights import Weights, check_places, module_weight
 
 __all__ = ["Named", "Recipe", "find", "fixed", "make_recipe", "options_of"]
 
@@ -49,6 +50,14 @@ class Recipe:
     def scale(self) -> float | ScaleName:
         """--scale as asked for, or the method's own default."""
         return self.merge.scale if self.merge.scale is not None else self.method.scale
+
+    @property
+    def weights(self) -> Weights:
+        """--weight of every adapter, and every --module-weight."""
+        return Weights(
+            tuple(named.weight for named in self.adapters),
+            tuple(map(module_weight, self.merge.module_weight)),
+        )
 
     @property
     def criterion(self) -> Criterion | None:
@@ -151,6 +160,7 @@ def _check(recipe: Recipe, name: str) -> None:
     s = recipe.settings
     if s.size is not None:
         parse_size(s.size)
+    weights = recipe.weights
     given = [bound for bound in BOUNDS if getattr(s, bound) is not None]
     example = f"for example: {recipe.method.example}"
     if recipe.method.takes == "one":
@@ -190,6 +200,7 @@ def _check(recipe: Recipe, name: str) -> None:
                 f"{name}: --alpha is {named.alpha:g}; it must be a number > 0.",
                 "for example: --alpha 16",
             )
+    check_places(weights)
 
 
 def parse_size(text: str) -> int:

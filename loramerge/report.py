@@ -97,8 +97,7 @@ class Report:
     @property
     def total(self) -> int:
         """Modules of the inputs, those left out included."""
-        alignment = self.plan.alignment
-        return len(alignment.modules) + len(alignment.excluded) + len(alignment.skipped)
+        return len(self.plan.alignment.modules) + len(self.plan.alignment.left_out)
 
     @property
     def merged(self) -> int:
@@ -146,6 +145,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object: no timestamps, no paths; null where a number is none."""
         plan, record = self.plan, self.plan.record(self.sources_sha256)
+        weights = {module.name: module.weights for module in plan.alignment.modules}
         return {
             "schema_version": SCHEMA_VERSION,
             "recipe": msgspec.to_builtins(record.recipe),
@@ -178,6 +178,7 @@ class Report:
             "modules": [
                 {
                     "name": m.name,
+                    "weights": list(weights[m.name]),
                     "ranks": list(m.ranks),
                     "rank": m.rank,
                     "relative_error": _finite(m.relative_error),

@@ -7,6 +7,7 @@ from msgspec import Meta
 from loramerge.linalg.ranks import Allocation
 from loramerge.linalg.scales import ScaleName
 from loramerge.options import Count, Factor, Options, Share
+from loramerge.weights import EXPECTED
 
 __all__ = ["BOUNDS", "GROUPS", "MergeSettings", "Settings"]
 
@@ -64,7 +65,12 @@ class Settings(Options, frozen=True):
     ] = None
     include: Annotated[
         tuple[str, ...],
-        _says(INPUT, "Only modules whose name matches this glob; repeatable.", metavar="GLOB"),
+        _says(
+            INPUT,
+            "Only modules whose name matches this glob, in which 0-7 stands for any of these "
+            "numbers; repeatable.",
+            metavar="GLOB",
+        ),
     ] = ()
     exclude: Annotated[
         tuple[str, ...],
@@ -107,6 +113,16 @@ class Settings(Options, frozen=True):
 class MergeSettings(Settings, frozen=True):
     """What merge commands take besides."""
 
+    module_weight: Annotated[
+        tuple[str, ...],
+        _says(
+            MERGE,
+            "Factor on --weight in the modules that match the glob, such as 'layers.0-7.*=0.5'; "
+            "of the N-th adapter, or of all; repeatable, factors multiply, 0 leaves out.",
+            metavar="[N:]GLOB=X",
+            expected=EXPECTED,
+        ),
+    ] = ()
     lambda_: Annotated[float, _says(MERGE, "Factor on the merged update.")] = 1.0
     scale: Annotated[
         Factor | ScaleName | None,

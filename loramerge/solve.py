@@ -49,11 +49,11 @@ class Solved:
 
 
 def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
-    """Modules in groups that can be computed together: same shape, same ranks, same scalings."""
+    """Modules in groups that can be computed together: same shape, ranks, scalings, weights."""
     groups: dict[object, list[Aligned]] = {}
     for module in plan.alignment.modules:
         members = tuple(m and (m.rank, m.scaling) for m in module.members)
-        groups.setdefault((module.model.shape, members), []).append(module)
+        groups.setdefault((module.model.shape, members, module.weights), []).append(module)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
@@ -126,7 +126,7 @@ def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
         factors.append(
             LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
         )
-        weights.append(plan.recipe.adapters[position].weight)
+        weights.append(batch[0].weights[position])
         scalings.append(member.scaling)
         gates.append(_gates(plan, position, batch, compute) if member.gates else None)
         keys.append(tuple(_key(settings.seed, position, module.name) for module in batch))
@@ -224,9 +224,9 @@ def _square(update: LowRank, weight: float) -> Array:
 def read_target(plan: Plan, module: Aligned, wide: bool = False) -> Target:
     """The exact weighted sum of one module, as factors, straight from the files."""
     present = [
-        (adapter.read(module.name, wide), named.weight)
-        for adapter, named, member in zip(
-            plan.adapters, plan.recipe.adapters, module.members, strict=True
+        (adapter.read(module.name, wide), weight)
+        for adapter, weight, member in zip(
+            plan.adapters, module.weights, module.members, strict=True
         )
         if member is not None
     ]

@@ -71,6 +71,7 @@ def test_a_strange_name_stays_in_its_cell(tmp_path: Path, rng: np.random.Generat
     [
         "cat a b -w 1 -w -0.3333333333333333",
         "arithmetic a b c --rank 3 --lambda 0.7 --save-dtype float16",
+        "ties a b -w 1 -w 2 --module-weight '2:layers.0-0.*=-0.1' --module-weight *.q_proj=0.3",
         "cluster a b -k 3 --gauge raw --seed 7 --scale 0.5",
         "squeeze c --energy 0.9 --allocate sigma --include *.q_proj --include *.up_proj",
         "squeeze c --size 20kB",

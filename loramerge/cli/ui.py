@@ -211,7 +211,7 @@ def _facts(plan: Plan, final: Path) -> dict[str, Any]:
             }
             for module in plan.alignment.modules
         ],
-        "left_out": [*plan.alignment.excluded, *plan.alignment.skipped],
+        "left_out": list(plan.alignment.left_out),
     }
 
 
