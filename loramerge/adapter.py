@@ -34,7 +34,7 @@ __all__ = [
     "source_name",
 ]
 
-Kind: TypeAlias = Literal["linear", "embedding", "conv"]
+Kind: TypeAlias = Literal["linear", "embedding", "conv", "parameter"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,6 @@ VARIANTS: dict[str, tuple[Any, str]] = {
     "monteclora_config": ({"num_samples": 4}, "MonteCLoRA"),
     "alora_invocation_tokens": ([1, 2], "aLoRA"),
     "layer_replication": ([[0, 4], [2, 5]], "layer replication"),
-    "target_parameters": (["experts.down_proj"], "expert parameters (target_parameters)"),
 }
 
 
@@ -157,12 +156,6 @@ def test_keys_alone_give_a_variant_away(config: dict[str, Any], name: str, tmp_p
     assert [variant.name for variant in opened(path).variants] == [name]
     (path / "adapter_config.json").unlink()
     assert [variant.name for variant in opened(path).variants] == [name]
-
-
-def test_experts_of_several_parameters_are_told_by_their_nested_keys(tmp_path: Path) -> None:
-    modules = {"experts": (A, B), "experts.base_layer": (A, B)}
-    path = write_peft(tmp_path / "a.safetensors", modules)
-    assert "expert parameters" in refused(path).message
 
 
 def test_dora_magnitudes_under_an_adapter_name_are_dora(tmp_path: Path) -> None:

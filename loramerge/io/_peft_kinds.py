@@ -32,6 +32,7 @@ NEUTRAL = _words(
     "init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout "
     "lora_ga_config megatron_config megatron_core modules_to_save parent_library peft_type "
     "peft_version qalora_group_size r rank_pattern revision runtime_config target_modules "
+    "target_parameters "
     "task_type trainable_token_indices use_rslora"
 )
 # Field set -> what it makes of the file. None of these is a sum of plain updates.
@@ -73,12 +74,6 @@ FIELDS: Mapping[str, Variant] = {
             "its layer numbers are those of an enlarged model",
             INTO_BASE,
         ),
-        (
-            "target_parameters",
-            "expert parameters (target_parameters)",
-            "lora_A and lora_B hold several experts each, in an order the base model decides",
-            INTO_BASE,
-        ),
     )
 }
 # What a key alone gives away, where a config is missing or keeps silent: field -> key.
@@ -90,7 +85,6 @@ SIGNS = {
         ("kasa_config", r"\.lora_diag(\.|$)"),
         ("velora_config", r"\.lora_velora_embed(\.|$)"),
         ("monteclora_config", r"\.lora_monteclora_sampler\."),
-        ("target_parameters", r"\.base_layer\.lora_[AB]\."),
     )
 }
 # init_lora_weights that change the base: A and B then stand against W - s A0 B0, not against W.

@@ -11,6 +11,7 @@ from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._peft_config import facts, portable_config, scale_of, tails
+from loramerge.io._peft_experts import experts, stacked, targets
 from loramerge.io._peft_keys import EXTRAS, PREFIX, beside, clean, saved_beside
 from loramerge.io._peft_kinds import check_type, signs, unknown_fields, variants
 from loramerge.io._source import Source
@@ -29,8 +30,9 @@ KINDS: tuple[tuple[Kind, str, str], ...] = (
     ("embedding", "embedding_A", "embedding_B"),
 )
 ADAPTER_NAME = re.compile(r"\.lora_(?:embedding_)?[AB]\.(?!weight$|bias$)([^.]+)")
-# Config fields that a bare file carries in its header: those of its scale, those of its extras.
+# Config fields that a bare file carries in its header: of its scale, its experts, its extras.
 OF_SCALE = ("fan_in_fan_out", "lora_alpha", "r", "rank_pattern")
+OF_EXPERTS = ("target_parameters",)
 OF_EXTRAS = ("bias", "modules_to_save", "trainable_token_indices")
 # In keys of a live model's state dict only; save_pretrained leaves these segments out.
 LIVE = re.compile(r"\.(original_module|modules_to_save)\.")
@@ -51,7 +53,7 @@ def read(given: Given) -> Adapter:
     found = facts(given, plain.values())
     config, notes = found.config or {}, list(found.notes)
     unscaled = found.config is None and given.alpha is None
-    modules = plain
+    plain = modules = experts(config, plain, where)
     if not unscaled:
         scale = scale_of(config, given.alpha)
         if "lora_alpha" not in config and given.alpha is None:
@@ -134,6 +136,8 @@ def write(draft: Draft) -> Written:
     """The portable form: scale folded in, lora_alpha = r, target_modules names every module."""
     tensors: list[Stored] = []
     for module in draft.modules:
+        if module.kind == "parameter":
+            continue
         A, B = factor_shapes(module)
         a, b = (
             ("lora_embedding_A", "lora_embedding_B")
@@ -143,14 +147,15 @@ def write(draft: Draft) -> Written:
         stem = PREFIX + module.name
         tensors.append(Stored(f"{stem}.{a}", module.dtype, A, (module.name,), "A"))
         tensors.append(Stored(f"{stem}.{b}", module.dtype, B, (module.name,), "B"))
+    tensors += stacked([module for module in draft.modules if module.kind == "parameter"])
     source = draft.sources[0].source
     for extra in draft.extras:
         key, content = PREFIX + clean(extra.key), partial(source.read, extra.key)
         tensors.append(Stored(key, extra.info.dtype, extra.info.shape, content=content))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
-    stated = (*OF_SCALE, *(OF_EXTRAS if draft.extras else ()))
-    header = {name: config[name] for name in stated}
+    stated = (*OF_SCALE, *OF_EXPERTS, *(OF_EXTRAS if draft.extras else ()))
+    header = {name: config[name] for name in stated if name in config}
     return Written(
         tensors=tuple(tensors),
         metadata={
@@ -165,15 +170,22 @@ def _config(draft: Draft) -> dict[str, Any]:
     patterns = {} if draft.uniform else _rank_pattern(draft)
     config = portable_config(
         rank=draft.rank,
-        modules=[module.name for module in draft.modules],
+        modules=[module.name for module in draft.modules if module.kind != "parameter"],
         patterns=patterns,
         sources=[source.config for source in draft.sources],
     )
     kept = set(config["target_modules"])
-    shadowed = {name for source in draft.sources for name in source.modules} - kept
+    shadowed = {
+        name
+        for source in draft.sources
+        for name, module in source.modules.items()
+        if module.kind != "parameter"
+    } - kept
     if excluded := sorted(name for name in shadowed if not kept.isdisjoint(tails(name))):
         # PEFT takes a target for the end of a path, and would expect tensors for these too.
         config["exclude_modules"] = excluded
+    if wrapped := targets(draft):
+        config["target_parameters"] = wrapped
     if draft.extras:
         saved = {clean(e.key).rpartition(".")[0] for e in draft.extras if e.role == EXTRAS[-1][0]}
         source = {"modules_to_save": sorted(saved) or None, **draft.sources[0].config}
