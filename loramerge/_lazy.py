@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["array_api_torch", "np", "sklearn_cluster", "threadpoolctl", "torch"]
+__all__ = ["array_api_torch", "np", "sklearn", "sklearn_cluster", "threadpoolctl", "torch"]
 
 
 class Lazy(ModuleType):
@@ -19,12 +19,14 @@ class Lazy(ModuleType):
 if TYPE_CHECKING:
     import array_api_compat.torch as array_api_torch
     import numpy as np
+    import sklearn
     import sklearn.cluster as sklearn_cluster
     import threadpoolctl
     import torch
 else:
     array_api_torch = Lazy("array_api_compat.torch")
     np = Lazy("numpy")
+    sklearn = Lazy("sklearn")
     sklearn_cluster = Lazy("sklearn.cluster")
     threadpoolctl = Lazy("threadpoolctl")
     torch = Lazy("torch")

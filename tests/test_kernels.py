@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from loramerge.linalg import _numpy, _torch
 from loramerge.linalg.kernels import kernels
+from loramerge.linalg.seeding import starts
 from tests.backends import BACKENDS
 
 each_backend = pytest.mark.parametrize("name", ["numpy", "torch"])
@@ -126,17 +127,45 @@ def test_a_result_of_kmeans_cannot_be_bettered_by_moving_a_point_to_a_nearer_cen
     assert np.array_equal(squares.argmin(1), labels)
 
 
+@each_backend
 @pytest.mark.parametrize(("adapters", "rank", "k"), [(4, 16, 16), (2, 16, 16), (8, 8, 12)])
-def test_torch_kmeans_is_within_1_percent_of_scikit_learn_over_ten_seeds(
-    rng: np.random.Generator, adapters: int, rank: int, k: int
+def test_kmeans_is_within_1_percent_of_scikit_learn_over_ten_seeds(
+    rng: np.random.Generator, name: str, adapters: int, rank: int, k: int
 ) -> None:
     # One seed scatters by 1 %, ten on one problem by 0.5 %; a batch of six problems by 0.2 %.
     points = np.stack([units(rng, adapters, rank) for _ in range(6)])
-    theirs, ours = (
-        np.mean([run(name, points, k, seed)[1] for seed in range(10)], axis=0)
-        for name in ("numpy", "torch")
-    )
+    ours = np.mean([run(name, points, k, seed)[1] for seed in range(10)], axis=0)
+    theirs = [
+        np.mean([KMeans(k, n_init=10, random_state=seed).fit(x).inertia_ for seed in range(10)])
+        for x in points
+    ]
     assert np.mean(ours / theirs) == pytest.approx(1, abs=0.01)
+
+
+def test_both_backends_begin_at_the_same_points(rng: np.random.Generator) -> None:
+    points = np.stack([units(rng, 3, 8) for _ in range(2)])
+    live = np.ones((2, 24), bool)
+    ours = starts(points, live, 6, 3, 5)
+    theirs = starts(torch.from_numpy(points), torch.from_numpy(live), 6, 3, 5).numpy()
+    assert ours.shape == (2, 5, 6)
+    assert np.array_equal(ours, theirs)
+
+
+def test_no_point_is_a_start_twice_and_none_at_the_origin_is_one(rng: np.random.Generator) -> None:
+    points = np.zeros((1, 30, 5))
+    places = np.sort(rng.permutation(30)[:8])
+    points[0, places] = rng.standard_normal((8, 5))
+    for run in starts(points, np.any(points != 0, axis=-1), 8, 0, 20)[0]:
+        assert sorted(run) == places.tolist()
+
+
+def test_starts_are_drawn_in_proportion_to_the_squared_distance() -> None:
+    points = np.array([[[0.0], [1.0], [3.0]]])
+    found = starts(points, np.ones((1, 3), bool), 2, 0, 20_000)[0]
+    assert np.bincount(found[:, 0]) / 20_000 == pytest.approx(1 / 3, abs=0.02)  # 6 deviations
+    second = found[found[:, 0] == 0, 1]
+    # Two draws of 1/10 against 9/10; choosing 1 leaves 4, choosing 3 leaves 1.
+    assert np.mean(second == 1) == pytest.approx(0.01, abs=0.007)  # 6 deviations
 
 
 @each_backend
@@ -222,7 +251,7 @@ def test_an_empty_cluster_of_torch_kmeans_moves_to_the_farthest_point(
     def same_point(X: torch.Tensor, live: torch.Tensor, k: int, seed: int, restarts: int):
         return torch.zeros((len(X), restarts, k), dtype=torch.int64)
 
-    monkeypatch.setattr(_torch, "_starts", same_point)
+    monkeypatch.setattr(_torch, "starts", same_point)
     points = np.array([[[105.0], [106.0], [130.0], [130.5]]])
     labels, inertia = run("torch", points, 2)
     assert partition(labels[0]) == {frozenset({0, 1}), frozenset({2, 3})}

@@ -77,6 +77,8 @@ def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
     clustering and against their centroid after it; no published implementation does. Before that
     each adapter is brought to the svd gauge, since rank i of a trained LoRA is not canonical
     (--gauge raw for the paper's; repeated singular values leave a freedom in this gauge too).
+    k-means is scikit-learn's from k-means++ starts of our own, drawn for all restarts at once: a
+    seed's labels are not those of its KMeans, their inertia is within 1 % over ten seeds.
     The paper's output reweighting sqrt(r / k) is `--scale paper`; the default scale is `auto`.
     """
     pooled = gauged(updates, options.gauge)

@@ -4,8 +4,9 @@ import importlib
 from functools import cache
 from typing import Any
 
-from loramerge._lazy import np, sklearn_cluster, threadpoolctl
+from loramerge._lazy import np, sklearn, sklearn_cluster, threadpoolctl
 from loramerge.adapter import Array
+from loramerge.linalg.seeding import starts
 
 # Points nearer than this share of the longest one count as the same point.
 SAME = 6
@@ -30,7 +31,7 @@ def gaussian(model: Array, rows: int, columns: int, seed: int) -> Array:
 
 
 def kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Array]:
-    """Labels and inertia by scikit-learn, one batch item after the other."""
+    """Labels and inertia by scikit-learn from our starts, one batch item after the other."""
     labels = np.zeros(points.shape[:-1], dtype=np.int64)
     inertia = np.zeros(points.shape[:-2])
     for index in np.ndindex(inertia.shape):
@@ -41,16 +42,22 @@ def kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Arra
 def _kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Any]:
     labels = np.zeros(len(points), dtype=np.int64)
     live = np.flatnonzero(np.any(points != 0, axis=-1))
-    longest = np.abs(points).max() or 1.0
-    distinct, member = np.unique(
-        np.round(points[live] / longest, SAME), axis=0, return_inverse=True
-    )
+    X = points[live]
+    longest = np.abs(X).max(initial=0.0) or 1.0
+    distinct, member = np.unique(np.round(X / longest, SAME), axis=0, return_inverse=True)
     if len(distinct) <= k:
         labels[live] = member.reshape(-1)
         return labels, 0.0
-    model = sklearn_cluster.KMeans(k, n_init=restarts, random_state=seed)
-    with _libraries().limit(limits=1, user_api="openmp"):
-        model.fit(points[live])
+    runs = iter(starts(X[None], np.ones((1, len(X)), bool), k, seed, restarts)[0])
+    # scikit-learn asks for the next start whenever it begins a run.
+    model = sklearn_cluster.KMeans(
+        k, init=lambda X, k, random_state: X[next(runs)], n_init=restarts
+    )
+    with (
+        sklearn.config_context(assume_finite=True, skip_parameter_validation=True),
+        _libraries().limit(limits=1, user_api="openmp"),
+    ):
+        model.fit(X)
     labels[live] = model.labels_
     return labels, model.inertia_
 
