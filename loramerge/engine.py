@@ -7,34 +7,29 @@ whole adapter, results wait in a spool between two passes.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from loramerge._spool import Spool
 from loramerge._version import __version__
-from loramerge.adapter import LowRank, TensorSource
+from loramerge.adapter import TensorSource
 from loramerge.align import Aligned
-from loramerge.compute import FLOOR, Compute, resolve, single_threaded_blas
+from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import GateError, IncompatibleError
 from loramerge.events import Advanced, Event, Listener, Started, silent
-from loramerge.linalg.ranks import Criterion, choose
-from loramerge.linalg.scales import ScaleName, Totals, factor
 from loramerge.output import Output
 from loramerge.plan import Plan
 from loramerge.report import ModuleReport, Report
 from loramerge.solve import Seen, batches, solve
+from loramerge.survey import Survey, decide
 
 __all__ = ["run"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# How far the rounding of one module may lie above the usual.
-ROUNDING_MARGIN = 1.1
-POLICIES: tuple[ScaleName, ...] = ("paper", "auto", "norm", "ls")
 
 
 def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
@@ -137,7 +132,7 @@ def _counted(listen: Listener, compute: Compute) -> Listener:
 
 def _spooled(
     plan: Plan,
-    survey: "_Survey",
+    survey: Survey,
     spool: Spool,
     pool: Executor,
     output: Output,
@@ -155,27 +150,7 @@ def _flat(lists: Iterable[list[Item]]) -> list[Item]:
     return [item for inner in lists for item in inner]
 
 
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """What the first pass over all modules decided."""
-
-    ranks: Mapping[str, int]
-    scale: float
-    others: Mapping[str, float]
-
-    def finished(self, update: LowRank, name: str) -> LowRank:
-        """An update cut to its rank and brought to length, the factor's root on both sides."""
-        rank = self.ranks[name]
-        A, B = update.A[:rank], update.B[:, :rank]
-        if self.scale == 1:
-            return LowRank(A, B)
-        root = abs(self.scale) ** 0.5
-        return LowRank(A * root, B * (root if self.scale > 0 else -root))
-
-
-def _survey(
-    plan: Plan, compute: Compute, pool: Executor, spool: Spool, listen: Listener
-) -> _Survey:
+def _survey(plan: Plan, compute: Compute, pool: Executor, spool: Spool, listen: Listener) -> Survey:
     """The first pass: every result into the spool, ranks and scale from all of them."""
     listen(Started("computing", len(plan.alignment.modules)))
 
@@ -186,47 +161,11 @@ def _survey(
         return [one.seen for one in solved]
 
     found = _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
-    found.sort(key=lambda one: one.name)
-    ranks = dict(plan.ranks)
-    if plan.recipe.criterion is not None:
-        shapes = {module.name: module.model.shape for module in plan.alignment.modules}
-        spectra = {s.name: s.singular_values for s in found if s.singular_values is not None}
-        ranks = choose(
-            spectra,
-            shapes,
-            _criterion(plan.recipe.criterion, plan.dtype),
-            plan.recipe.settings.allocate,
-            plan.file_size,
-            plan.uniform,
-        )
-        if not any(ranks.values()):
-            raise IncompatibleError("No module keeps a rank: the sum of the updates is zero.")
-    if not plan.scaled:
-        return _Survey(ranks, 1.0, {})
-    totals = _summed([one.totals for one in found if one.totals is not None])
-    others: dict[str, float] = {name: factor(name, totals) for name in POLICIES}
-    used = plan.recipe.scale
-    scale = others[used] * plan.recipe.merge.lambda_ if isinstance(used, str) else 1.0
-    return _Survey(ranks, scale, others)
-
-
-def _criterion(criterion: Criterion, dtype: str) -> Criterion:
-    """An error bound less what rounding to the stored dtype will add to it."""
-    if criterion.max_error is None:
-        return criterion
-    left = criterion.max_error**2 - (ROUNDING_MARGIN * FLOOR[dtype]) ** 2
-    return replace(criterion, max_error=max(left, 0.0) ** 0.5)
-
-
-def _summed(totals: Sequence[Totals]) -> Totals:
-    """Totals of all modules added up."""
-    return Totals(
-        parts=tuple(map(sum, zip(*(one.parts for one in totals), strict=True))),
-        target=sum(one.target for one in totals),
-        result=sum(one.result for one in totals),
-        inner=sum(one.inner for one in totals),
-        paper=sum(one.paper or 0.0 for one in totals),
-    )
+    survey = decide(plan, found)
+    if not any(survey.ranks.values()):
+        pruned = "every term was pruned" if plan.recipe.method.chooses_rank else "the sum is zero"
+        raise IncompatibleError(f"No module keeps a rank: {pruned}.")
+    return survey
 
 
 def _sha256(source: TensorSource) -> str:

@@ -1,8 +1,10 @@
 """One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, LowRank, Updates
@@ -14,7 +16,19 @@ from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
 
-__all__ = ["Seen", "Solved", "Target", "batches", "read_target", "solve"]
+__all__ = [
+    "Seen",
+    "Solved",
+    "Target",
+    "batches",
+    "finished",
+    "halving",
+    "read_target",
+    "read_updates",
+    "solve",
+]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +74,16 @@ def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
 
 
 def solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
-    """The results of a batch. A batch too large for the device is halved, down to one module."""
+    """The results of a batch."""
+    return halving(partial(_solve, plan, compute), compute, batch)
+
+
+def halving(
+    work: Callable[[Sequence[Aligned]], list[Result]], compute: Compute, batch: Sequence[Aligned]
+) -> list[Result]:
+    """What `work` makes of a batch. One too large for the device is halved, down to one module."""
     try:
-        return _solve(plan, compute, batch)
+        return work(batch)
     except Exception as error:
         if "LinAlgError" in type(error).__name__:
             raise IncompatibleError(
@@ -72,12 +93,22 @@ def solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved
         if len(batch) == 1 or not out_of_memory(error):
             raise
     half = len(batch) // 2
-    return solve(plan, compute, batch[:half]) + solve(plan, compute, batch[half:])
+    return halving(work, compute, batch[:half]) + halving(work, compute, batch[half:])
 
 
 def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
-    updates = _read(plan, compute, batch)
-    result = plan.recipe.method.rule(updates, plan.options)
+    updates = read_updates(plan, compute, batch)
+    return finished(plan, compute, batch, updates, plan.recipe.method.rule(updates, plan.options))
+
+
+def finished(
+    plan: Plan,
+    compute: Compute,
+    batch: Sequence[Aligned],
+    updates: Updates,
+    result: LowRank | Spectrum,
+) -> list[Solved]:
+    """What a method made of a batch, brought to the length and rank that are known already."""
     target = _target(plan, updates, result)
     result = _rescaled(plan, updates, result)
     totals: list[Totals | None] = [None] * len(batch)
@@ -116,7 +147,8 @@ def _at(target: Target, i: int) -> Target:
     return Target(LowRank(update.A[i], update.B[i]), known and Grams(B=known.B[i], A=known.A[i]))
 
 
-def _read(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
+def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
+    """What a method sees of a batch, straight from the files."""
     settings = plan.recipe.settings
     factors, weights, scalings, keys, gates = [], [], [], [], []
     for position, member in enumerate(batch[0].members):
