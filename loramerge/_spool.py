@@ -6,19 +6,19 @@ from threading import Lock
 from types import TracebackType
 
 from loramerge._lazy import np
-from loramerge.adapter import LowRank
+from loramerge.adapter import Array
 
 __all__ = ["Spool"]
 
 
 class Spool:
-    """An anonymous temporary file of low-rank updates, written and read from any thread."""
+    """An anonymous temporary file of arrays, written and read from any thread."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="loramerge-")  # noqa: SIM115 - closed by __exit__
         self._end = 0
         self._lock = Lock()
-        self._places: dict[str, tuple[int, LowRank]] = {}
+        self._places: dict[str, tuple[int, list[tuple[tuple[int, ...], np.dtype[np.generic]]]]] = {}
 
     def __enter__(self) -> "Spool":
         return self
@@ -31,25 +31,24 @@ class Spool:
     ) -> None:
         self._file.close()
 
-    def put(self, name: str, update: LowRank) -> None:
-        """Keep one module's result."""
-        A, B = np.ascontiguousarray(update.A), np.ascontiguousarray(update.B)
+    def put(self, name: str, *arrays: Array) -> None:
+        """Keep the arrays of one module."""
+        whole = [np.ascontiguousarray(array) for array in arrays]
         with self._lock:
             start = self._end
-            self._end += A.nbytes + B.nbytes
-        os.pwrite(self._file.fileno(), A.data, start)
-        os.pwrite(self._file.fileno(), B.data, start + A.nbytes)
-        shape = LowRank(np.empty((0, *A.shape), A.dtype), np.empty((0, *B.shape), B.dtype))
-        self._places[name] = (start, shape)
+            self._end += sum(array.nbytes for array in whole)
+        self._places[name] = start, [(array.shape, array.dtype) for array in whole]
+        for array in whole:
+            os.pwrite(self._file.fileno(), array.data, start)
+            start += array.nbytes
 
-    def get(self, name: str) -> LowRank:
-        """One module's result back."""
-        start, shape = self._places[name]
-        A = self._array(shape.A.shape[1:], shape.A.dtype, start)
-        return LowRank(A, self._array(shape.B.shape[1:], shape.B.dtype, start + A.nbytes))
-
-    def _array(
-        self, shape: tuple[int, ...], dtype: "np.dtype[np.generic]", start: int
-    ) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
-        count = int(np.prod(shape)) * dtype.itemsize
-        return np.frombuffer(os.pread(self._file.fileno(), count, start), dtype).reshape(shape)
+    def get(self, name: str) -> list[Array]:
+        """The arrays of one module back."""
+        start, shapes = self._places[name]
+        found: list[Array] = []
+        for shape, dtype in shapes:
+            count = int(np.prod(shape)) * dtype.itemsize
+            data = os.pread(self._file.fileno(), count, start)
+            found.append(np.frombuffer(data, dtype).reshape(shape))
+            start += count
+        return found

@@ -10,20 +10,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from loramerge._spool import Spool
 from loramerge._version import __version__
-from loramerge.adapter import TensorSource
+from loramerge.adapter import LowRank, TensorSource
 from loramerge.align import Aligned
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import GateError, IncompatibleError
 from loramerge.events import Advanced, Event, Listener, Started, silent
+from loramerge.linalg.factors import Grams
 from loramerge.output import Output
 from loramerge.plan import Plan
 from loramerge.report import ModuleReport, Report
-from loramerge.solve import Seen, batches, solve
+from loramerge.solve import Seen, batches, read_target, solve
 from loramerge.survey import Survey, decide
 
 __all__ = ["run"]
@@ -141,7 +143,10 @@ def _spooled(
     """The second pass: what waited in the spool, at its final rank and length."""
 
     def work(module: Aligned) -> ModuleReport:
-        return output.emit(module, survey.finished(spool.get(module.name), module.name), None)
+        A, B, *known = spool.get(module.name)
+        update = survey.finished(LowRank(A, B), module.name)
+        target = replace(read_target(plan, module), known=Grams(*known) if known else None)
+        return output.emit(module, update, target)
 
     return _each(pool, work, plan.alignment.modules, listen)
 
@@ -157,13 +162,18 @@ def _survey(plan: Plan, compute: Compute, pool: Executor, spool: Spool, listen: 
     def work(batch: tuple[Aligned, ...]) -> list[Seen]:
         solved = solve(plan, compute, batch)
         for one in solved:
-            spool.put(one.name, one.update)
+            known = one.target and one.target.known
+            spool.put(one.name, one.update.A, one.update.B, *((known.B, known.A) if known else ()))
         return [one.seen for one in solved]
 
     found = _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
     survey = decide(plan, found)
     if not any(survey.ranks.values()):
-        pruned = "every term was pruned" if plan.recipe.method.chooses_rank else "the sum is zero"
+        pruned = (
+            "every term was pruned"
+            if plan.recipe.method.chooses_rank
+            else "the sum of the updates is zero"
+        )
         raise IncompatibleError(f"No module keeps a rank: {pruned}.")
     return survey
 

@@ -2,12 +2,12 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from loramerge.adapter import LowRank, Updates
+from loramerge.adapter import Array, LowRank, Updates
 from loramerge.errors import UsageError
 from loramerge.linalg.scales import ScaleName
 from loramerge.linalg.spectrum import Spectrum
@@ -16,6 +16,7 @@ from loramerge.options import Options, did_you_mean
 __all__ = [
     "Method",
     "Preset",
+    "Sweep",
     "always",
     "compressor",
     "layout_names",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Rule: TypeAlias = Callable[[Updates, Any], LowRank | Spectrum]
+Trials: TypeAlias = Iterator[tuple[LowRank, Mapping[str, Array]]]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
@@ -41,6 +43,19 @@ def never(options: Options) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """The option of a method that can be tried over many values while a module is at hand.
+
+    `rule` takes the updates, the options and the values, and gives in their order what the method
+    itself would make of each, with further figures by name, [*b], which add up over modules.
+    """
+
+    option: str
+    rule: Callable[[Updates, Any, Sequence[Any]], Trials]
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A registered method: the rule, its options, and what help, docs and the engine must know.
 
@@ -52,6 +67,7 @@ class Method:
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     `inputs` is the number of adapters it merges, where that is fixed.
     `uses` names the distributions besides numpy that decide its numbers on the CPU.
+    `sweep` is what a table can be drawn over, where there is something.
     """
 
     name: str
@@ -69,6 +85,7 @@ class Method:
     chooses_rank: bool = False
     inputs: int | None = None
     uses: tuple[str, ...] = ()
+    sweep: Sweep | None = None
 
     @property
     def documentation(self) -> str:
@@ -107,6 +124,7 @@ def merger(
     every_rank: Callable[[Any], bool] = never,
     inputs: int | None = None,
     uses: tuple[str, ...] = (),
+    sweep: Sweep | None = None,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -125,12 +143,19 @@ def merger(
             every_rank=every_rank,
             inputs=inputs,
             uses=uses,
+            sweep=sweep,
         )
     )
 
 
 def compressor(
-    name: str, *, paper: str, options: type[Options], example: str, chooses_rank: bool = False
+    name: str,
+    *,
+    paper: str,
+    options: type[Options],
+    example: str,
+    chooses_rank: bool = False,
+    sweep: Sweep | None = None,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that recomputes the update of one adapter."""
     return _registering(
@@ -144,6 +169,7 @@ def compressor(
             scale="paper",
             exact=never if chooses_rank else always,
             chooses_rank=chooses_rank,
+            sweep=sweep,
         )
     )
 

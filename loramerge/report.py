@@ -1,7 +1,7 @@
 """What a run did, measured on the file as written: data first, then JSON and Markdown."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,7 +12,7 @@ from loramerge.adapter import public_base
 from loramerge.errors import listed
 from loramerge.plan import Plan
 
-__all__ = ["SCHEMA_VERSION", "ModuleReport", "Report"]
+__all__ = ["SCHEMA_VERSION", "ModuleReport", "Report", "whole_energy", "whole_error"]
 
 SCHEMA_VERSION = 1
 
@@ -43,6 +43,19 @@ class ModuleReport:
         return min(self.inner**2 / (self.target * self.result), 1.0)
 
 
+def whole_error(modules: Sequence[ModuleReport]) -> float:
+    """The relative error over all modules of an adapter."""
+    return _relative(sum(m.error for m in modules), sum(m.target for m in modules))
+
+
+def whole_energy(modules: Sequence[ModuleReport]) -> float:
+    """The retained energy over all modules of an adapter."""
+    target = sum(module.target for module in modules)
+    if target == 0:
+        return min(module.energy for module in modules)
+    return sum(m.energy * m.target for m in modules) / target
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything a user must know about one result.
@@ -68,15 +81,12 @@ class Report:
     @property
     def relative_error(self) -> float:
         """The error of the whole adapter against the exact weighted sum."""
-        return _relative(sum(m.error for m in self.modules), sum(m.target for m in self.modules))
+        return whole_error(self.modules)
 
     @property
     def energy(self) -> float:
         """The retained energy of the whole adapter."""
-        target = sum(module.target for module in self.modules)
-        if target == 0:
-            return min(module.energy for module in self.modules)
-        return sum(m.energy * m.target for m in self.modules) / target
+        return whole_energy(self.modules)
 
     @property
     def median_error(self) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "read_target",
     "read_updates",
     "solve",
+    "weighted_sum",
 ]
 
 Result = TypeVar("Result")
@@ -98,7 +99,12 @@ def halving(
 
 def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
     updates = read_updates(plan, compute, batch)
-    return finished(plan, compute, batch, updates, plan.recipe.method.rule(updates, plan.options))
+    result = plan.recipe.method.rule(updates, plan.options)
+    if plan.recipe.method.exact(plan.options) and isinstance(result, LowRank):
+        target = Target(result, grams(result))
+    else:
+        target = weighted_sum(updates)
+    return finished(plan, compute, batch, updates, target, result)
 
 
 def finished(
@@ -106,10 +112,10 @@ def finished(
     compute: Compute,
     batch: Sequence[Aligned],
     updates: Updates,
+    target: Target,
     result: LowRank | Spectrum,
 ) -> list[Solved]:
     """What a method made of a batch, brought to the length and rank that are known already."""
-    target = _target(plan, updates, result)
     result = _rescaled(plan, updates, result)
     totals: list[Totals | None] = [None] * len(batch)
     if plan.scaled:
@@ -133,11 +139,9 @@ def finished(
     ]
 
 
-def _target(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> Target:
-    """The exact weighted sum, which may be the result itself."""
-    exact = plan.recipe.method.exact(plan.options) and isinstance(result, LowRank)
-    update = result if exact else concat(updates.factors, updates.weights)
-    assert isinstance(update, LowRank)
+def weighted_sum(updates: Updates) -> Target:
+    """The exact weighted sum of a batch."""
+    update = concat(updates.factors, updates.weights)
     return Target(update, grams(update))
 
 

@@ -182,7 +182,7 @@ def test_cluster_is_lora_lego_as_defined(
     found = ours(updates, k, gauge=gauge, reweight=reweight)
     [[[labels], _]] = seen
     units = units_of(updates, gauge)
-    # Random updates have many clusterings that are nearly as good, and ten starts find any of the
+    # Random updates have many clusterings that are nearly as good, and ten starts find one of the
     # best. So ours is judged by its inertia on the full vectors, and the rest given its labels.
     model = KMeans(k, n_init=10, random_state=seed).fit(np.array(units))
     assert len(np.unique(labels)) == k

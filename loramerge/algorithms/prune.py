@@ -1,14 +1,16 @@
 """SoRA: prune rank-1 terms by their gates."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._gauges import in_gauge
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.options import Count, Options
-from loramerge.registry import compressor
+from loramerge.registry import Sweep, compressor
 
 
 class PruneOptions(Options, frozen=True):
@@ -44,12 +46,22 @@ class PruneOptions(Options, frozen=True):
     ] = "svd"
 
 
+def each_threshold(
+    updates: Updates, options: PruneOptions, values: Sequence[float]
+) -> Iterator[tuple[LowRank, Mapping[str, Array]]]:
+    """What `prune` makes of each threshold; the gates are the same for all."""
+    gates, terms = _gates(updates, options)
+    for threshold in values:
+        yield _pruned(gates, terms, msgspec.structs.replace(options, threshold=threshold)), {}
+
+
 @compressor(
     "prune",
     paper="arXiv:2311.11696",
     options=PruneOptions,
     example="loramerge prune my-adapter --threshold 0.1",
     chooses_rank=True,
+    sweep=Sweep("threshold", each_threshold, "loramerge prune my-adapter --sweep 0,0.02,0.05,0.1"),
 )
 def prune(updates: Updates, options: PruneOptions) -> LowRank:
     """Drop the rank-1 terms whose gate is closed or nearly so (SoRA).
@@ -64,7 +76,11 @@ def prune(updates: Updates, options: PruneOptions) -> LowRank:
     --gauge raw prunes terms in the factorisation that training left, which is not canonical: of the
     testbed's sh3_rev at rank 32, --keep 16 leaves .781 of the exact matches, the svd gauge 1.000.
     """
-    gates, terms = _gates(updates, options)
+    return _pruned(*_gates(updates, options), options)
+
+
+def _pruned(gates: Array, terms: LowRank, options: PruneOptions) -> LowRank:
+    """The terms whose gates are above the threshold; the others are zero."""
     xp = namespace(gates)
     limit = options.threshold
     if not options.absolute:

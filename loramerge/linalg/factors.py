@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.kernels import double, gram, like, namespace
 
-__all__ = ["Closeness", "compare", "concat", "inner_products", "norm", "pad", "scale"]
+__all__ = [
+    "Closeness",
+    "Grams",
+    "compare",
+    "concat",
+    "grams",
+    "inner_products",
+    "norm",
+    "pad",
+    "scale",
+]
 
 # A squared norm that is smaller than this many roundings of the terms it was added up from is
 # taken again in higher precision: the relative error of what is reported stays below 1e-2. Where

@@ -8,30 +8,37 @@ from loramerge.linalg.kernels import like, namespace
 
 __all__ = ["starts"]
 
+# Totals nearer than this share of each other are equal: which is smaller, rounding would decide.
+# Such ties are common. Of two points that are each other's nearest, either one covers both.
+TIE = 1e-9
+
 
 def starts(X: Array, live: Array, k: int, seed: int, restarts: int) -> Array:
     """Indices [b, n, k] of greedy k-means++ (Arthur and Vassilvitskii 2007, section 6).
 
     Of 2 + log k candidates, drawn with probability in proportion to the squared distance from the
-    nearest centre so far, each step takes the one that lowers the total most: what scikit-learn
-    does, which walks through the restarts one by one and spends four fifths of its time on that.
-    X [b, p, d] with more than k distinct points among the `live` [b, p]. Every item of a batch
-    draws the same random numbers, NumPy's on any device, so that its result depends on nothing
-    beside it.
+    nearest centre so far, each step takes the one that lowers the total most; the first of equals.
+    But for such ties these are the starts scikit-learn finds with this random_state, which walks
+    through the restarts one by one and spends four fifths of its time on them. X [b, p, d] with
+    more than k distinct points among the `live` [b, p]. Every item of a batch draws the same random
+    numbers, on any device, so that its result depends on nothing beside it.
     """
     xp = namespace(X)
-    draws = np.random.default_rng(seed).random((k, restarts, 2 + int(math.log(k))))
-    draws = xp.asarray(draws, dtype=X.dtype, device=X.device)
+    trials = 2 + int(math.log(k))
+    numbers = np.random.RandomState(seed).random_sample((restarts, 1 + (k - 1) * trials))
+    draws = xp.asarray(numbers, dtype=X.dtype, device=X.device)
     between = _squares(X) * like(live, X)[:, None, :]
     item = xp.arange(X.shape[0], device=X.device)[:, None]
     run = xp.arange(restarts, device=X.device)
     nearest = xp.broadcast_to(like(live, X)[:, None, :], (X.shape[0], restarts, X.shape[1]))
-    chosen = [_drawn(nearest, draws[0, :, :1])[..., 0]]
+    chosen = [_drawn(nearest, draws[:, :1])[..., 0]]
     nearest = between[item, chosen[0]]
     for step in range(1, k):
-        candidates = _drawn(nearest, draws[step])
+        candidates = _drawn(nearest, draws[:, 1 + (step - 1) * trials :][:, :trials])
         nearer = xp.minimum(nearest[:, :, None, :], between[item[..., None], candidates])
-        best = xp.argmin(xp.sum(nearer, axis=-1), axis=-1)
+        total = xp.sum(nearer, axis=-1)
+        least = total <= (1 + TIE) * xp.min(total, axis=-1, keepdims=True)
+        best = xp.argmax(xp.astype(least, xp.int8), axis=-1)
         chosen.append(candidates[item, run, best])
         nearest = nearer[item, run, best]
     indices: Array = xp.stack(chosen, axis=-1)
