@@ -1,0 +1,182 @@
+"""Module names from one vocabulary into another, by way of diffusers' names.
+
+A file in this folder without a leading underscore is a family of models: FAMILIES, a table of the
+names of its layers. The family of an adapter is the one that explains all of its names.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from loramerge.adapter import Adapter, Module
+from loramerge.errors import IncompatibleError, listed
+from loramerge.io._names._forms import fits, holds, part_heights, parts, together
+from loramerge.io._names._table import Family, Found
+
+__all__ = ["families", "renamed"]
+
+# Where a file's header says what it was trained on.
+ABOUT_BASE = ("modelspec.architecture", "ss_base_model_version")
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Every family of models, by the name of its file."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(
+        family
+        for name in names
+        if not name.startswith("_")
+        for family in importlib.import_module(f"{__name__}.{name}").FAMILIES
+    )
+
+
+def renamed(adapter: Adapter, naming: str) -> Adapter:
+    """The same adapter with module names of another vocabulary.
+
+    Layers that are fused there are stacked, layers that are fused here are taken apart; both are
+    exact. Raises IncompatibleError where a name has no counterpart there, listing them, and where
+    several families explain all names and translate them differently.
+    """
+    if adapter.naming == naming:
+        return adapter
+    if adapter.naming == "diffusers" and naming == "model":
+        return _without_component(adapter)
+    found = [_translation(adapter, family, naming) for family in families()]
+    whole = [translation for translation in found if not translation.unknown]
+    if not whole:
+        raise _no_counterpart(adapter, naming, min(found, key=lambda t: len(t.unknown)))
+    return replace(adapter, naming=naming, modules=_modules(adapter, _one_of(adapter, whole)))
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What the names of an adapter are in another vocabulary, as one family sees it.
+
+    `found` says which parts each name stands for in diffusers, `targets` which parts make each
+    name of the other vocabulary; `unknown` are names without a counterpart.
+    """
+
+    family: Family
+    found: Mapping[str, Found]
+    targets: Mapping[str, Found]
+    unknown: Sequence[str]
+
+    @property
+    def key(self) -> Iterator[tuple[object, ...]]:
+        """What makes it differ from the translation of another family."""
+        for name, found in self.targets.items():
+            yield name, found.parts, found.row.shares, found.row.swapped
+        for name, found in self.found.items():
+            yield name, found.parts, found.row.shares, found.row.swapped
+
+    @property
+    def complete(self) -> bool:
+        """Whether it adapts every block of a model of this family that was released."""
+        seen: dict[str, set[int]] = {}
+        for found in self.found.values():
+            for part in found.parts:
+                for stack in self.family.depths:
+                    if match := re.match(stack.format(r"(\d+)"), part.partition(".")[2]):
+                        seen.setdefault(stack, set()).add(int(match[1]))
+        return bool(seen) and all(
+            len(numbers) == max(numbers) + 1 and len(numbers) in self.family.depths[stack]
+            for stack, numbers in seen.items()
+        )
+
+
+def _translation(adapter: Adapter, family: Family, naming: str) -> Translation:
+    """Names and shapes looked up in the tables of a family; no tensor is read."""
+    found: dict[str, Found] = {}
+    targets: dict[str, Found] = {}
+    for name, module in adapter.modules.items():
+        here = family.parse(adapter.naming, name)
+        if here is None or not fits(here.row, module):
+            continue
+        spelt = [family.spell(naming, part) for part in here.parts]
+        heights = part_heights(here.row, module)
+        if all(
+            there is not None
+            and there.whole == family.parse(naming, there.name)  # back again it is the same
+            and holds(there.whole.row, there.place, (rows, module.in_features))
+            for there, rows in zip(spelt, heights, strict=True)
+        ):
+            found[name] = here
+            targets |= {there.name: there.whole for there in spelt if there is not None}
+    unknown = [name for name in adapter.modules if name not in found]
+    return Translation(family, found, targets, unknown)
+
+
+def _one_of(adapter: Adapter, whole: Sequence[Translation]) -> Translation:
+    """The one way to translate all names.
+
+    Where families differ: the one its base model is called after, or whose every block it adapts.
+    """
+    if len({tuple(sorted(translation.key)) for translation in whole}) == 1:
+        return whole[0]
+    said = (adapter.base_model or "", *(adapter.metadata.get(key, "") for key in ABOUT_BASE))
+    base = [re.sub("[^a-z0-9]", "", text.lower()) for text in said]
+    for chosen in (
+        [t for t in whole if any(re.search(t.family.called, text) for text in base)],
+        [t for t in whole if t.complete],
+    ):
+        if len(chosen) == 1:
+            return chosen[0]
+    raise IncompatibleError(
+        f"{adapter.reference}: its module names fit several families of models, "
+        f"{listed([t.family.name for t in whole])}, and mean different layers in each.",
+        "give adapters of one layout, and leave --to out",
+    )
+
+
+def _modules(adapter: Adapter, translation: Translation) -> dict[str, Module]:
+    """The modules of the other vocabulary: taken apart into diffusers' parts, then stacked."""
+    hub: dict[str, Module | None] = {}
+    origin: dict[str, str] = {}
+    for name, found in translation.found.items():
+        pieces = parts(adapter.source, found.row, adapter.modules[name])
+        for part, piece in zip(found.parts, pieces, strict=True):
+            if part in hub:
+                raise IncompatibleError(
+                    f"{adapter.reference} adapts {part} twice: {origin[part]}, {name}.",
+                    "remove one of them from the file",
+                )
+            hub[part], origin[part] = piece, name
+    modules = {}
+    for name, found in translation.targets.items():
+        members = [hub.get(part) for part in found.parts]
+        if any(members):
+            modules[name] = together(adapter.source, found.row, name, members)
+    return modules
+
+
+def _without_component(adapter: Adapter) -> Adapter:
+    """The paths in a model itself. Raises IncompatibleError where it adapts several models."""
+    components = sorted({name.partition(".")[0] for name in adapter.modules})
+    if len(components) > 1:
+        raise IncompatibleError(
+            f"{adapter.reference} adapts {len(components)} models, {listed(components)}; a PEFT "
+            "adapter holds one.",
+            "--to diffusers holds them all",
+        )
+    paths = {name.partition(".")[2]: module for name, module in adapter.modules.items()}
+    modules = {path: replace(module, name=path) for path, module in paths.items()}
+    return replace(adapter, naming="model", modules=modules)
+
+
+def _no_counterpart(adapter: Adapter, naming: str, closest: Translation) -> IncompatibleError:
+    every, unknown = len(adapter.modules), list(closest.unknown)
+    if len(unknown) == every:
+        message = f"none of its {every} module names is of a model known to have names in {naming}"
+    else:
+        message = (
+            f"as names of {closest.family.name}, {len(unknown)} of {every} have no counterpart in "
+            f"{naming}"
+        )
+    return IncompatibleError(
+        f"{adapter.reference}: {message}: {listed(unknown, 4)}.",
+        "give adapters of one layout, and leave --to out",
+    )
