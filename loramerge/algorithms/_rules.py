@@ -4,32 +4,49 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.algorithms._spaces import decode, encode
+from loramerge.algorithms._spaces import Space, Stack, decode, encode
 from loramerge.algorithms._sparsify import SparseOptions, sparsifier
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 
-__all__ = ["Rule", "disjoint_mean", "elect_sign", "merge_entries"]
+__all__ = ["Rule", "TileRule", "disjoint_mean", "elect_sign", "merge_entries", "merge_tiles"]
 
 # What becomes of the entries of all adapters: [k, *b, rows, q] -> [*b, rows, q].
 Rule: TypeAlias = Callable[[Array], Array]
+# The same for a tile and the row it starts at.
+TileRule: TypeAlias = Callable[[Array, int], Array]
 
 
 def merge_entries(updates: Updates, options: SparseOptions, rule: Rule) -> LowRank | Spectrum:
-    """Apply a rule to the weighted, sparsified updates, entry by entry.
+    """Apply a rule to the weighted, sparsified updates, entry by entry."""
 
-    Two passes over tiles of the coordinates: one for thresholds, one for the values. What is held
-    whole is the merged coordinates [*b, p, q] alone; in dense space that is one update in full.
+    def prepare(stack: Stack) -> TileRule:
+        thin = [sparsifier(stack, place, options) for place in range(len(stack.factors))]
+
+        def thinned(values: Array, row: int) -> Array:
+            kept = [keep(values[t, ...], row) for t, keep in enumerate(thin)]
+            return rule(namespace(values).stack(kept))
+
+        return thinned
+
+    return merge_tiles(updates, options.space, prepare)
+
+
+def merge_tiles(
+    updates: Updates, space: Space, prepare: Callable[[Stack], TileRule]
+) -> LowRank | Spectrum:
+    """Apply a rule that must first look at the whole module, such as for a threshold.
+
+    `prepare` looks, and returns the rule: each as often as it needs at tiles of the coordinates.
+    What is held whole is the merged coordinates [*b, p, q] alone; in dense space that is one update
+    in full.
     """
-    stack = encode(updates, options.space)
-    count = len(stack.factors)
-    thin = [sparsifier(stack, position, options) for position in range(count)]
+    stack = encode(updates, space)
+    rule = prepare(stack)
     model = stack.factors[0].B
-    xp = namespace(model)
-    merged = xp.empty(stack.shape, dtype=model.dtype, device=model.device)
+    merged = namespace(model).empty(stack.shape, dtype=model.dtype, device=model.device)
     for rows in stack.tiles():
-        values = [thin[t](stack.tile(t, rows), rows.start) for t in range(count)]
-        merged[..., rows, :] = rule(xp.stack(values))
+        merged[..., rows, :] = rule(stack.entries(rows), rows.start)
     return decode(stack, merged, updates)
 
 

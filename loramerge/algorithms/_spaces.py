@@ -26,6 +26,8 @@ AXES = 1e-5
 BLOCK = 32
 # Entries of a tile, all adapters together: some that stay in a CPU's cache, some that fill a GPU.
 CPU_TILE, GPU_TILE = 2**20, 2**27
+# Rows and columns of a sample: the share of entries above a value is good to .01 in it.
+SAMPLE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,20 @@ class Stack:
             parts.append(B[..., even:, :] @ A)
         found: Array = parts[0] if len(parts) == 1 else xp.concat(parts, axis=-2)
         return found
+
+    def entries(self, rows: slice) -> Array:
+        """The coordinates of all adapters in these rows. [k, *b, rows, q]"""
+        tiles = [self.tile(position, rows) for position in range(len(self.factors))]
+        found: Array = namespace(tiles[0]).stack(tiles)
+        return found
+
+    def sample(self, position: int) -> Array:
+        """Coordinates of one adapter, evenly spaced over rows and columns. [*b, size]"""
+        factor = self.factors[position]
+        rows, columns = (slice(None, None, math.ceil(x / SAMPLE)) for x in self.shape[-2:])
+        taken = factor.B[..., rows, :] @ factor.A[..., columns]
+        flat: Array = namespace(taken).reshape(taken, (*taken.shape[:-2], -1))
+        return flat
 
 
 def encode(updates: Updates, space: Space) -> Stack:

@@ -1,6 +1,5 @@
 """Sparsifiers: which entries of an update an element-wise rule gets to see."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, TypeAlias
 
@@ -13,7 +12,7 @@ from loramerge.linalg.masks import uniform
 from loramerge.linalg.select import Largest, largest
 from loramerge.options import Options, describe
 
-__all__ = ["SparseOptions", "Thin", "has_every_rank", "sparsifier"]
+__all__ = ["SpaceOptions", "SparseOptions", "Thin", "has_every_rank", "share", "sparsifier"]
 
 Sparsify: TypeAlias = Literal["none", "magnitude", "dare", "della", "breadcrumbs"]
 # A pure function of one tile [*b, rows, q] and the row it starts at.
@@ -30,11 +29,22 @@ USED_BY: Mapping[str, tuple[Sparsify, ...]] = {
     "gamma": ("breadcrumbs",),
 }
 NEUTRAL = {"density": 1.0, "gamma": 0.0}
-# Rows and columns of the sample that the look for a threshold starts with.
-SAMPLE = 512
 
 
-class SparseOptions(Options, frozen=True):
+class SpaceOptions(Options, frozen=True):
+    """The coordinates an element-wise rule works in."""
+
+    space: Annotated[
+        Space,
+        Meta(
+            description="Coordinates in which entries are looked at: common axes of all updates "
+            "on the output side (knots) or on both (core), or the delta weights as they are "
+            "(dense; slower by far)."
+        ),
+    ] = "knots"
+
+
+class SparseOptions(SpaceOptions, frozen=True):
     """What an element-wise rule sees: which entries, in which coordinates."""
 
     sparsify: Annotated[
@@ -48,14 +58,6 @@ class SparseOptions(Options, frozen=True):
     density: Annotated[
         float, Meta(gt=0, le=1, description="Share of the entries each update keeps.")
     ] = 0.2
-    space: Annotated[
-        Space,
-        Meta(
-            description="Coordinates in which entries are looked at: common axes of all updates "
-            "on the output side (knots) or on both (core), or the delta weights as they are "
-            "(dense; slower by far)."
-        ),
-    ] = "knots"
     epsilon: Annotated[
         float,
         Meta(
@@ -79,7 +81,7 @@ class SparseOptions(Options, frozen=True):
                 raise ValueError(f"{option.flag} needs --sparsify {USED_BY[option.name][0]}")
 
 
-def has_every_rank(options: SparseOptions) -> bool:
+def has_every_rank(options: SpaceOptions) -> bool:
     """Whether the result may have more ranks than the updates together."""
     return options.space == "dense"
 
@@ -102,7 +104,7 @@ def _none(stack: Stack, position: int, options: SparseOptions) -> Thin:
 
 def _magnitude(stack: Stack, position: int, options: SparseOptions) -> Thin:
     """Keep the largest entries of the matrix: exactly ceil(density * entries) of them."""
-    kept = _largest(stack, position, _share(options.density, _entries(stack)))
+    kept = _largest(stack, position, share(options.density, stack))
 
     def thin(values: Array, row: int) -> Array:
         return _kept(kept.chosen(abs(values), row), values)
@@ -161,8 +163,8 @@ def _breadcrumbs(stack: Stack, position: int, options: SparseOptions) -> Thin:
     Where gamma and density exceed the whole, less than gamma is dropped.
     """
     xp = namespace(stack.rows)
-    entries = _entries(stack)
-    count = _share(options.density, entries)
+    entries = stack.rows * stack.columns
+    count = share(options.density, stack)
     dropped = xp.astype(xp.floor(double(entries) * options.gamma), xp.int64)
     dropped = xp.minimum(dropped, entries - count)
     kept = _largest(stack, position, dropped + count)
@@ -187,15 +189,10 @@ def _draw(stack: Stack, position: int, values: Array, row: int) -> Array:
     return uniform(stack.keys[position], (row, 0), values.shape[-2:], values)
 
 
-def _entries(stack: Stack) -> Array:
-    """Entries of one update that count, in each item of the batch. [*b]"""
-    return stack.rows * stack.columns
-
-
-def _share(density: float, entries: Array) -> Array:
-    """ceil(density * entries)."""
-    xp = namespace(entries)
-    wanted = xp.ceil(double(entries) * (density * (1 - ROUNDING)))
+def share(density: float, stack: Stack) -> Array:
+    """ceil(density n) of the n entries that count, in each item of the batch. int64 [*b]"""
+    xp = namespace(stack.rows)
+    wanted = xp.ceil(double(stack.rows * stack.columns) * (density * (1 - ROUNDING)))
     count: Array = xp.astype(wanted, xp.int64)
     return count
 
@@ -204,9 +201,4 @@ def _largest(stack: Stack, position: int, count: Array) -> Largest:
     def magnitudes(rows: slice) -> Array:
         return abs(stack.tile(position, rows))
 
-    *_, p, q = stack.shape
-    factor = stack.factors[position]
-    rows, columns = (slice(None, None, math.ceil(size / SAMPLE)) for size in (p, q))
-    sample = abs(factor.B[..., rows, :] @ factor.A[..., columns])
-    flat = namespace(sample).reshape(sample, (*sample.shape[:-2], -1))
-    return largest(magnitudes, list(stack.tiles()), count, flat)
+    return largest(magnitudes, list(stack.tiles()), count, abs(stack.sample(position)))

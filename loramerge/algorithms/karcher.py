@@ -41,6 +41,9 @@ def karcher(updates: Updates, options: KarcherOptions) -> LowRank:
     Where it differs. mergekit, whose `karcher` this is, averages the directions of full weights,
     which nearly coincide, so that its mean is the plain mean; updates do not. It stops after 10
     steps or at 1e-5, and where directions cancel it takes the first model's.
+
+    What to expect. Of eight adapters merged into one of rank 16, measured, exact match is .27, and
+    .51 at the length of --scale auto, where a plain sum has .53.
     """
     lengths, C = angles(updates)
     xp, w = namespace(C), weights(updates, C)

@@ -33,8 +33,9 @@ def stock(updates: Updates, options: StockOptions) -> LowRank:
     needed.
 
     What to expect. It is made for models fine-tuned on one task with several seeds. Adapters of
-    different tasks are nearly at right angles: then little is left of any, and what is left counts
-    most where they agree. --scale auto brings the whole back to length.
+    different tasks are nearly at right angles: then next to nothing is left of any, eight of them
+    answered nothing right. --scale auto brings the whole back to length (exact match .19), with the
+    modules where they agree counting most, and those are not what tasks need.
     """
     _, C = angles(updates)
     xp, count = namespace(C), updates.count
