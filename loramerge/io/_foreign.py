@@ -40,8 +40,6 @@ FOREIGN = (
         r"(double|single)_blocks\..+\.(query|key)_norm\.scale",
         "load it with FluxControlPipeline of diffusers; it changes more than weights can add",
     ),
-    _foreign("PEFT LoHa", PEFT + r"\.hada_.+", TO_LORA),
-    _foreign("PEFT LoKr", PEFT + r"\.lokr_.+", TO_LORA),
     _foreign("PEFT RandLoRA", r".+\.randlora_.+", TO_LORA),
     _foreign("PEFT MiSS", r".+\.(miss|bone)_block(\..+)?", TO_LORA),
     _foreign("PEFT FourierFT", r".+\.(fourierft|waveft)_spectrum(\..+)?", TO_LORA),
@@ -50,14 +48,10 @@ FOREIGN = (
     _foreign("PEFT SHiRA", r".+\.shira_.+", INTO_BASE),
     _foreign("PEFT IA3", r".+\.ia3_l(\..+)?", INTO_BASE),
     _foreign("PEFT OFT or BOFT", PEFT + r"\.(oft|boft)_[rsR](\..+)?", INTO_BASE),
-    _foreign("LyCORIS LoHa", r".+\.hada_.+", TO_PLAIN),
-    _foreign("LyCORIS LoKr", r".+\.lokr_.+", TO_PLAIN),
-    _foreign("LyCORIS LoCon with Tucker decomposition", r".+\.lora_mid\.weight", TO_PLAIN),
     _foreign("LyCORIS GLoRA", KOHYA + r"\.[ab][12]\.weight", TO_PLAIN),
     _foreign("LyCORIS OFT", KOHYA + r"\.oft_(blocks|diag)", TO_PLAIN),
     _foreign("LyCORIS IA3", KOHYA + r"\.on_input", TO_PLAIN),
     _foreign("ComfyUI (diffusion_model.)", r"diffusion_model\..+", TO_KOHYA),
-    _foreign("LyCORIS full difference", r".+\.(diff|diff_b|w_norm|b_norm)", TO_PLAIN),
     _foreign(
         "diffusers",
         # Language models also have a `transformer`: with h, blocks.N.attn.Wqkv and the like in it.

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 from loramerge.adapter import Kind, Module, TensorInfo
 from loramerge.errors import AdapterError, listed
-from loramerge.io._source import FLOATS, QUANTISED
+from loramerge.io._source import FLOATS, QUANTISED, Source
 
-__all__ = ["INCOMPLETE", "Grammar", "check_owners", "check_pairs", "factor_shapes", "pair"]
+__all__ = [
+    "INCOMPLETE",
+    "Grammar",
+    "alpha_of",
+    "check_owners",
+    "check_pairs",
+    "factor_shapes",
+    "pair",
+]
 
 # Far above any LoRA; what claims more is damaged or an attack.
 MAX_RANK = 65536
@@ -43,6 +51,16 @@ class Grammar:
                     )
                 roles[role] = key
         return found
+
+
+def alpha_of(source: Source, roles: Mapping[str, str]) -> float:
+    """The stored alpha of a module, of any dtype and as 0-d or one element; 0 without one."""
+    alpha = source.scalar(roles["alpha"]) if "alpha" in roles else 0.0
+    if not math.isfinite(alpha):
+        raise AdapterError(
+            f"{source.path}: {roles['alpha']} is {alpha}.", "use an earlier checkpoint"
+        )
+    return alpha
 
 
 def check_pairs(groups: Mapping[str, Mapping[str, str]], a: str, b: str, where: str) -> None:

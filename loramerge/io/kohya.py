@@ -1,15 +1,13 @@
 """kohya sd-scripts: one file, <lora_name>.lora_down.weight, .lora_up.weight and .alpha."""
 
 import hashlib
-import math
 import re
 import struct
-from collections.abc import Mapping
 from dataclasses import replace
 
 from loramerge.adapter import Adapter, Module, Variant
-from loramerge.errors import AdapterError, UsageError
-from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
+from loramerge.errors import UsageError
+from loramerge.io._grammar import Grammar, alpha_of, check_owners, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._source import Source
 from loramerge.io._write import header
@@ -66,7 +64,7 @@ def read(given: Given) -> Adapter:
     for name, roles in groups.items():
         A, B = source.tensors[roles["A"]], source.tensors[roles["B"]]
         module = pair(name, roles, A, B, "linear")
-        alpha = _alpha(source, roles)
+        alpha = alpha_of(source, roles)
         modules[name] = replace(module, scaling=alpha / module.rank) if alpha else module
         silent += not alpha
     return Adapter(
@@ -84,16 +82,6 @@ def read(given: Given) -> Adapter:
         if silent
         else (),
     )
-
-
-def _alpha(source: Source, roles: Mapping[str, str]) -> float:
-    """The stored alpha, of any dtype and as 0-d or one element; 0 where there is none."""
-    alpha = source.scalar(roles["alpha"]) if "alpha" in roles else 0.0
-    if not math.isfinite(alpha):
-        raise AdapterError(
-            f"{source.path}: {roles['alpha']} is {alpha}.", "use an earlier checkpoint"
-        )
-    return alpha
 
 
 def write(draft: Draft) -> Written:
