@@ -11,7 +11,17 @@ import msgspec
 
 from loramerge.errors import UsageError
 
-__all__ = ["Count", "Factor", "Option", "Options", "Share", "build", "describe", "did_you_mean"]
+__all__ = [
+    "Count",
+    "Factor",
+    "Option",
+    "Options",
+    "Ratio",
+    "Share",
+    "build",
+    "describe",
+    "did_you_mean",
+]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,6 +36,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 # Bounded numbers, for options that may also be None or a word.
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Factor: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+Ratio: TypeAlias = Annotated[float, msgspec.Meta(gt=1)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

@@ -14,6 +14,7 @@ from loramerge.io._layout import Draft, Layout, Written
 from loramerge.io._names import renamed
 from loramerge.io._open import layout
 from loramerge.io._write import file_size
+from loramerge.limits import highest_ranks, resolved
 from loramerge.options import Options
 from loramerge.recipe import Recipe
 from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source
@@ -122,8 +123,8 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     alignment = weighed(aligned, recipe.weights, adapters)
     notes += _left_out(alignment)
     notes += _module_weights(recipe, aligned)
-    options = _resolved(recipe, alignment)
-    ranks, more = _ranks(recipe, options, alignment)
+    options = resolved(recipe, alignment)
+    ranks, more = highest_ranks(recipe, options, alignment)
     notes += more
     per_module = recipe.criterion is not None and not (
         settings.allocate in (None, "uniform") and settings.size is not None
@@ -148,10 +149,11 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         sources=tuple(source(adapter) for adapter in adapters),
         notes=tuple(notes),
     )
-    smallest = plan.file_size({module.name: 1 for module in alignment.modules})
+    step = settings.round_to or 1
+    smallest = plan.file_size({name: min(step, rank) for name, rank in ranks.items()})
     if recipe.criterion and recipe.criterion.size and smallest > recipe.criterion.size:
         raise UsageError(
-            f"--size {settings.size} is below the {smallest:,} bytes of one rank per module.",
+            f"--size {settings.size} is below the {smallest:,} bytes of rank {step} per module.",
             f"ask for at least --size {smallest}",
         )
     return plan
@@ -238,44 +240,6 @@ def _module_weights(recipe: Recipe, aligned: Alignment) -> list[str]:
         f"--module-weight '{one.text}' weighs {reach(one, aligned)} of {total} modules"
         for one in recipe.weights.modules
     ]
-
-
-def _resolved(recipe: Recipe, alignment: Alignment) -> Options:
-    """The method's options with a default rank option filled in: the largest input rank."""
-    name = recipe.method.rank_option
-    if name is None or getattr(recipe.options, name) is not None:
-        return recipe.options
-    return msgspec.structs.replace(recipe.options, **{name: _largest(alignment)})
-
-
-def _largest(alignment: Alignment) -> int:
-    return max(rank for module in alignment.modules for rank in module.ranks)
-
-
-def _ranks(
-    recipe: Recipe, options: Options, alignment: Alignment
-) -> tuple[dict[str, int], list[str]]:
-    """Kept rank by module, and notes."""
-    own = getattr(options, recipe.method.rank_option) if recipe.method.rank_option else None
-    every = recipe.method.every_rank(options)
-    caps = {
-        module.name: min(module.model.shape) if every else min(own or module.cap, sum(module.ranks))
-        for module in alignment.modules
-    }
-    asked = recipe.settings.rank
-    if recipe.criterion is not None or asked == "full":
-        return caps, []
-    limit = asked if isinstance(asked, int) else own or _largest(alignment)
-    ranks = {name: min(limit, cap) for name, cap in caps.items()}
-    notes = []
-    highest = max(ranks.values())
-    wanted = own if own is not None and asked is None else limit
-    if highest < wanted:
-        notes.append(f"rank {highest} is all there is; {wanted} was asked for")
-    short = [name for name, rank in ranks.items() if rank < highest]
-    if short and own is not None:
-        notes.append(f"{len(short)} modules have fewer than {highest} components; all are kept")
-    return ranks, notes
 
 
 def _written_as(adapter: Adapter) -> str:

@@ -14,6 +14,7 @@ from loramerge.io._open import layout
 from loramerge.io._write import check_free, staged
 from loramerge.plan import Plan
 from loramerge.report import Report
+from loramerge.settings import RULES
 
 __all__ = ["default_name", "destination", "publish"]
 
@@ -66,6 +67,9 @@ def _bound(plan: Plan) -> str:
         return f"-err{settings.max_error:g}"
     if settings.size is not None:
         return f"-{settings.size}"
+    for rule in RULES:
+        if (value := getattr(settings, rule)) is not None:
+            return f"-{rule.removeprefix('sv_')}{value:g}"
     if plan.recipe.method.chooses_rank and settings.rank is None:
         return f"-{plan.recipe.method.name}"
     if settings.rank == "full":

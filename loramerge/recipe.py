@@ -17,7 +17,7 @@ from loramerge.linalg.ranks import Criterion
 from loramerge.linalg.scales import ScaleName
 from loramerge.options import Option, Options, build, describe
 from loramerge.registry import Method, Preset, method, methods
-from loramerge.settings import BOUNDS, MergeSettings, Settings
+from loramerge.settings import BOUNDS, REFINEMENTS, RULES, MergeSettings, Settings
 from loramerge.weights import Weights, check_places, module_weight
 
 __all__ = ["Named", "Recipe", "find", "fixed", "make_recipe", "options_of"]
@@ -63,14 +63,22 @@ class Recipe:
     def criterion(self) -> Criterion | None:
         """What bounds the ranks, where it is more than a rank known from the headers."""
         s = self.settings
-        if s.size is not None:
-            return Criterion(size=parse_size(s.size))
-        if s.energy is not None or s.max_error is not None:
-            return Criterion(energy=s.energy, max_error=s.max_error)
+        found = Criterion(
+            energy=s.energy,
+            max_error=s.max_error,
+            size=None if s.size is None else parse_size(s.size),
+            sv_ratio=s.sv_ratio,
+            sv_cumulative=s.sv_cumulative,
+            sv_fro=s.sv_fro,
+            step=s.round_to or 1,
+            kohya=s.compat == "kohya",
+        )
+        if any(getattr(s, bound) is not None for bound in BOUNDS if bound != "rank"):
+            return found
         if isinstance(s.rank, int) and s.allocate not in (None, "uniform"):
-            return Criterion(rank=s.rank)
+            return replace(found, rank=s.rank)
         if self.method.chooses_rank and s.rank is None:
-            return Criterion(energy=1.0)  # terms that the method zeroed are left out
+            return replace(found, energy=1.0)  # terms that the method zeroed are left out
         return None
 
     def canonical(self) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def options_of(found: Method) -> list[Option]:
 def fixed(preset: Preset | None) -> tuple[str, ...]:
     """The options a preset decides: its values, and every bound on the rank where it has one."""
     values = preset.values if preset else {}
-    bounds = (*BOUNDS, "allocate") if set(BOUNDS) & set(values) else ()
+    bounds = (*BOUNDS, *REFINEMENTS) if set(BOUNDS) & set(values) else ()
     return tuple(dict.fromkeys([*values, *bounds]))
 
 
@@ -161,34 +169,17 @@ def _check(recipe: Recipe, name: str) -> None:
     if s.size is not None:
         parse_size(s.size)
     weights = recipe.weights
-    given = [bound for bound in BOUNDS if getattr(s, bound) is not None]
     example = f"for example: {recipe.method.example}"
     if recipe.method.takes == "one":
         if len(recipe.adapters) != 1:
             raise UsageError(f"{name} takes one adapter, not {len(recipe.adapters)}.")
-        if not given and not recipe.method.chooses_rank:
-            raise UsageError(
-                f"{name} needs to know how small: --rank, --energy, --max-error or --size.",
-                example,
-            )
     elif not recipe.adapters:
         raise UsageError(f"{name} needs adapters.", example)
     elif recipe.method.inputs not in (None, len(recipe.adapters)):
         raise UsageError(
             f"{name} takes {recipe.method.inputs} adapters, not {len(recipe.adapters)}.", example
         )
-    if len(given) > 1:
-        raise UsageError(f"{name} takes only one of {_flags(given)}.", "leave out all but one")
-    if s.allocate is not None and (not given or isinstance(s.rank, str)):
-        raise UsageError(
-            f"{name}: --allocate needs --rank N, --energy, --max-error or --size.",
-            "for example: --rank 8",
-        )
-    if recipe.options.needs_rank and recipe.criterion is not None:
-        raise UsageError(
-            f"{name}: {recipe.options.needs_rank} needs a rank that is the same for every module.",
-            "for example: --rank 8",
-        )
+    _check_ranks(recipe, name)
     for named in recipe.adapters:
         if not math.isfinite(named.weight):
             raise UsageError(
@@ -201,6 +192,42 @@ def _check(recipe: Recipe, name: str) -> None:
                 "for example: --alpha 16",
             )
     check_places(weights)
+
+
+def _check_ranks(recipe: Recipe, name: str) -> None:
+    """Raise UsageError where what bounds the ranks is missing, or does not go together."""
+    s = recipe.settings
+    given = [bound for bound in BOUNDS if getattr(s, bound) is not None]
+    ruled = bool(set(given) & set(RULES))
+    alone = [bound for bound in given if not (bound == "rank" and ruled)]
+    if not given and recipe.method.takes == "one" and not recipe.method.chooses_rank:
+        raise UsageError(
+            f"{name} needs to know how small: --rank, --energy, --max-error or --size.",
+            f"for example: {recipe.method.example}",
+        )
+    if len(alone) > 1:
+        raise UsageError(f"{name} takes only one of {_flags(alone)}.", "leave out all but one")
+    if s.allocate is not None and (not given or ruled or isinstance(s.rank, str)):
+        raise UsageError(
+            f"{name}: --allocate needs --rank N, --energy, --max-error or --size.",
+            "for example: --rank 8",
+        )
+    if s.round_to is not None and recipe.criterion is None:
+        raise UsageError(
+            f"{name}: --round-to needs ranks to choose: --energy, --max-error, --size, --sv-fro "
+            "or --allocate.",
+            "for example: --energy 0.99",
+        )
+    if s.compat is not None and not ruled:
+        raise UsageError(
+            f"{name}: --compat {s.compat} needs --sv-ratio, --sv-cumulative or --sv-fro.",
+            "for example: --sv-fro 0.9",
+        )
+    if recipe.options.needs_rank and recipe.criterion is not None:
+        raise UsageError(
+            f"{name}: {recipe.options.needs_rank} needs a rank that is the same for every module.",
+            "for example: --rank 8",
+        )
 
 
 def parse_size(text: str) -> int:

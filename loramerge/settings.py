@@ -6,13 +6,17 @@ from msgspec import Meta
 
 from loramerge.linalg.ranks import Allocation
 from loramerge.linalg.scales import ScaleName
-from loramerge.options import Count, Factor, Options, Share
+from loramerge.options import Count, Factor, Options, Ratio, Share
 from loramerge.weights import EXPECTED
 
-__all__ = ["BOUNDS", "GROUPS", "MergeSettings", "Settings"]
+__all__ = ["BOUNDS", "GROUPS", "REFINEMENTS", "RULES", "MergeSettings", "Settings"]
 
-# What bounds the rank of a result: at most one of them is given.
-BOUNDS = ("rank", "energy", "max_error", "size")
+# The rules of kohya's resize_lora, beside which --rank is the most that any module gets.
+RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
+# What bounds the rank of a result: otherwise at most one of them is given.
+BOUNDS = ("rank", "energy", "max_error", "size", *RULES)
+# What says more about ranks that are chosen.
+REFINEMENTS = ("round_to", "allocate", "compat")
 
 RANK = "Rank of the result"
 MERGE = "Merge"
@@ -46,6 +50,38 @@ class Settings(Options, frozen=True):
     size: Annotated[
         str | None,
         _says(RANK, "Largest file to write, such as 20MB, 5MiB or 300k.", metavar="SIZE"),
+    ] = None
+    sv_ratio: Annotated[
+        Ratio | None,
+        _says(
+            RANK,
+            "Keep the singular values above the largest divided by this, in each module, up to "
+            "--rank.",
+        ),
+    ] = None
+    sv_cumulative: Annotated[
+        Share | None,
+        _says(RANK, "Keep this share of the sum of singular values of each module, up to --rank."),
+    ] = None
+    sv_fro: Annotated[
+        Share | None,
+        _says(RANK, "Keep this share of the Frobenius norm of each module, up to --rank."),
+    ] = None
+    round_to: Annotated[
+        Count | None,
+        _says(
+            RANK,
+            "Choose multiples of this, or all ranks a module has: rounded up where something must "
+            "be kept, never beyond --size or --rank.",
+        ),
+    ] = None
+    compat: Annotated[
+        Literal["kohya"] | None,
+        _says(
+            RANK,
+            "kohya: --sv-ratio, --sv-cumulative and --sv-fro give the ranks of its resize_lora, "
+            "one more than needed.",
+        ),
     ] = None
     allocate: Annotated[
         Allocation | None,

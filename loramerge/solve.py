@@ -126,7 +126,7 @@ def finished(
         same = target.known if result is target.update else None
         spectrum = result if isinstance(result, Spectrum) else decompose(result, same)
         result = spectrum.truncated(limit)
-        values = list(compute.unload(spectrum.s[..., :limit]))
+        values = list(compute.unload(spectrum.s))
     A, B = compute.unload(result.A), compute.unload(result.B)
     return [
         Solved(

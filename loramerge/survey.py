@@ -42,7 +42,7 @@ def decide(plan: Plan, found: Sequence[Seen]) -> Survey:
     if plan.recipe.criterion is not None:
         shapes = {module.name: module.model.shape for module in plan.alignment.modules}
         spectra = {s.name: s.singular_values for s in found if s.singular_values is not None}
-        ranks = choose(
+        chosen = choose(
             spectra,
             shapes,
             _criterion(plan.recipe.criterion, plan.dtype),
@@ -50,6 +50,7 @@ def decide(plan: Plan, found: Sequence[Seen]) -> Survey:
             plan.file_size,
             plan.uniform,
         )
+        ranks = {name: min(rank, plan.ranks[name]) for name, rank in chosen.items()}
     if not plan.scaled:
         return Survey(ranks, 1.0, {})
     totals = _summed([one.totals for one in found if one.totals is not None])

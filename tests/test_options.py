@@ -153,7 +153,12 @@ def test_a_preset_that_sets_a_bound_decides_every_bound() -> None:
         "energy",
         "max_error",
         "size",
+        "sv_ratio",
+        "sv_cumulative",
+        "sv_fro",
+        "round_to",
         "allocate",
+        "compat",
     )
     assert fixed(Preset("dare", {"sparsify": "dare"}, "")) == ("sparsify",)
     assert fixed(None) == ()

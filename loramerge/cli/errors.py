@@ -10,6 +10,9 @@ from loramerge.options import did_you_mean
 
 __all__ = ["explain"]
 
+# What other tools call an option.
+ELSEWHERE = {"--dynamic_method": "--sv-fro", "--new_rank": "--rank"}
+
 
 def explain(error: Exception) -> int:
     """Print a failure on stderr and return the exit code."""
@@ -48,7 +51,8 @@ def _click(error: click.ClickException) -> int:
         click.echo(context.get_help(), err=True)
     elif isinstance(error, click.NoSuchOption):
         flags = [name for param in context.command.params for name in (*param.opts, "--help")]
-        close = did_you_mean(error.option_name, [f for f in flags if f.startswith("-")])
+        named = ELSEWHERE.get(error.option_name, error.option_name)
+        close = did_you_mean(named, [f for f in flags if f.startswith("-")])
         close = close or next((f for f in flags if f == error.option_name[1:]), None)
         hint = f"did you mean '{close}'?" if close else f"see: {path} --help"
         _print(f"{context.info_name} has no option '{error.option_name}'.", hint)

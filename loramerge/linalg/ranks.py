@@ -1,5 +1,6 @@
 """How many ranks each module of a result keeps, from its singular values."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -11,27 +12,47 @@ __all__ = ["Allocation", "Criterion", "choose"]
 
 # Singular values below this share of the largest are the rounding of zeros.
 ZERO = 1e-12
+# A bound met but for the rounding of sums is met.
+ROUNDING = 1e-12
+# kohya's resize_lora takes an update for zero up to this largest singular value.
+KOHYA_ZERO = 1e-6
 
 Allocation: TypeAlias = Literal["uniform", "relative", "sigma", "energy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What bounds the ranks: exactly one of a rank, an energy share, an error, or bytes.
+    """What bounds the ranks: exactly one of the first seven; and in which steps they come.
 
     rank: ranks per module on average; energy: least share of squared singular values kept;
-    max_error: largest relative Frobenius error; size: bytes of the written file.
+    max_error: largest relative Frobenius error; size: bytes of the written file. Of each module
+    alone, as in kohya's resize_lora: sv_ratio keeps singular values above the largest divided by
+    it, sv_cumulative a share of their sum, sv_fro a share of the Frobenius norm.
+
+    `step`: ranks are multiples of it, or all a module has. `kohya`: ranks are those of resize_lora:
+    one more than its rules need, even where that one is zero, and 1 for an update that is zero
+    (where resize_lora looks before alpha / r is multiplied in, and we look after).
     """
 
     rank: int | None = None
     energy: float | None = None
     max_error: float | None = None
     size: int | None = None
+    sv_ratio: float | None = None
+    sv_cumulative: float | None = None
+    sv_fro: float | None = None
+    step: int = 1
+    kohya: bool = False
 
     @property
     def kept_energy(self) -> float | None:
         """The least energy share that meets the bound: 1 - error^2."""
         return 1 - self.max_error**2 if self.max_error is not None else self.energy
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the bound is on what may be spent, not on what must be kept."""
+        return self.rank is not None or self.size is not None
 
 
 def choose(
@@ -44,35 +65,47 @@ def choose(
 ) -> dict[str, int]:
     """Ranks by module.
 
-    Without an allocation, energy and max_error hold in every module on its own. With one they hold
-    for the adapter as a whole, and ranks are taken greedily by score per parameter: `relative`
-    (s / ||dW||)^2, `sigma` s, `energy` s^2, or one rank for all (`uniform`). `file_size` tells the
-    bytes of a file with given ranks. `uniform` asks for one stored rank: a per-module choice then
-    becomes its largest. A module may end with rank 0.
+    Without an allocation, what must be kept is kept in every module on its own, and a step rounds
+    its rank up. With one, energy and max_error hold for the adapter as a whole, and ranks are taken
+    greedily, a step at a time, by score per parameter: `relative` (s / ||dW||)^2, `sigma` s,
+    `energy` s^2, or one rank for all (`uniform`). So no step breaks a bound on rank or size.
+    `file_size` tells the bytes of a file with given ranks. `uniform` asks for one stored rank: a
+    per-module choice then becomes its largest. A module may end with rank 0.
     """
-    energy = criterion.kept_energy
-    if allocation is None and energy is not None:
-        ranks = {name: _enough(s, energy) for name, s in spectra.items()}
-        return _level(ranks, spectra) if uniform else ranks
+    if allocation is None and not criterion.budgeted:
+        ranks = {name: _needed(s, shapes[name], criterion) for name, s in spectra.items()}
+        return _capped(max(ranks.values(), default=0), spectra) if uniform else ranks
     if uniform or allocation in (None, "uniform"):
         return _uniform(spectra, criterion, file_size)
     assert allocation is not None
     return _greedy(spectra, shapes, criterion, allocation, file_size)
 
 
-def _enough(s: Array, energy: float) -> int:
-    """The smallest rank whose squared singular values add up to a share of the whole."""
-    if energy >= 1:
+def _needed(s: Array, shape: tuple[int, int], criterion: Criterion) -> int:
+    """The rank of one module that meets a bound on it alone, rounded up to a step."""
+    most = min(len(s) + criterion.kohya, *shape)
+    largest = float(s.max(initial=0.0))
+    if criterion.sv_ratio is not None:
+        rank = int(np.count_nonzero(s > largest / criterion.sv_ratio))
+    elif criterion.sv_cumulative is not None:
+        rank = _enough(s, 1, criterion.sv_cumulative)
+    elif criterion.sv_fro is not None:
+        rank = _enough(s, 2, criterion.sv_fro**2)
+    else:
+        rank = _enough(s, 2, criterion.kept_energy or 0)
+    if criterion.kohya:
+        rank = max(rank, 1) + 1 if largest > KOHYA_ZERO else 1
+    return min(math.ceil(rank / criterion.step) * criterion.step, most)
+
+
+def _enough(s: Array, power: int, share: float) -> int:
+    """The smallest rank whose singular values, to a power, add up to a share of all."""
+    if share >= 1:
         return int(np.count_nonzero(s > ZERO * s.max(initial=0.0)))
-    squares = np.cumsum(s**2)
-    if squares.size == 0 or squares[-1] == 0:
+    sums = np.cumsum(s**power)
+    if sums.size == 0 or sums[-1] == 0:
         return 0
-    return int(np.searchsorted(squares, energy * squares[-1] * (1 - 1e-12)) + 1)
-
-
-def _level(ranks: Mapping[str, int], spectra: Mapping[str, Array]) -> dict[str, int]:
-    highest = max(ranks.values(), default=0)
-    return {name: min(highest, len(spectra[name])) for name in ranks}
+    return int(np.searchsorted(sums, share * sums[-1] * (1 - ROUNDING)) + 1)
 
 
 def _capped(rank: int, spectra: Mapping[str, Array]) -> dict[str, int]:
@@ -86,17 +119,16 @@ def _uniform(
 ) -> dict[str, int]:
     """One rank for all: the smallest that keeps the energy, or the largest that fits the file."""
     highest = max((len(s) for s in spectra.values()), default=0)
+    ranks = [*range(0, highest, criterion.step), highest]
     if criterion.rank is not None:
         return _capped(criterion.rank, spectra)
     if criterion.size is not None:
-        fitting = [
-            r for r in range(highest + 1) if file_size(_capped(r, spectra)) <= criterion.size
-        ]
+        fitting = [r for r in ranks if file_size(_capped(r, spectra)) <= criterion.size]
         return _capped(max(fitting, default=0), spectra)
     total = sum(float((s**2).sum()) for s in spectra.values())
-    for rank in range(highest + 1):
+    for rank in ranks:
         kept = sum(float((s[:rank] ** 2).sum()) for s in spectra.values())
-        if kept >= (criterion.kept_energy or 0) * total * (1 - 1e-12):
+        if kept >= (criterion.kept_energy or 0) * total * (1 - ROUNDING):
             return _capped(rank, spectra)
     return _capped(highest, spectra)
 
@@ -108,32 +140,37 @@ def _greedy(
     allocation: Allocation,
     file_size: Callable[[Mapping[str, int]], int],
 ) -> dict[str, int]:
-    """Take the rank with the best score per parameter until the bound is met."""
+    """Take the step with the best score per parameter until the bound is met."""
     cost = {name: sum(shapes[name]) for name in spectra}
     scored: list[tuple[float, int, str]] = []
     for name, s in spectra.items():
         length = float((s**2).sum()) ** 0.5 or 1.0
         score = {"relative": (s / length) ** 2, "sigma": s, "energy": s**2}[allocation]
-        scored += [(-float(value) / cost[name], index, name) for index, value in enumerate(score)]
+        for start in range(0, len(s), criterion.step):
+            mean = float(score[start : start + criterion.step].mean())
+            scored.append((-mean / cost[name], start, name))
     ranks = dict.fromkeys(spectra, 0)
     total = sum(float((s**2).sum()) for s in spectra.values())
     kept = 0.0
     spent = 0
-    taken: list[str] = []
+    taken: list[tuple[str, int]] = []
     budget = _parameters(spectra, cost, criterion, file_size)
-    for _, index, name in sorted(scored):
-        if budget is None and kept >= (criterion.kept_energy or 0) * total * (1 - 1e-12):
+    for _, start, name in sorted(scored):
+        if budget is None and kept >= (criterion.kept_energy or 0) * total * (1 - ROUNDING):
             break
-        if budget is not None and spent + cost[name] > budget:
+        values = spectra[name][start : start + criterion.step]
+        price = len(values) * cost[name]
+        if budget is not None and spent + price > budget:
             continue
-        if index == ranks[name]:  # a module's ranks are taken in order
-            ranks[name] += 1
-            taken.append(name)
-            spent += cost[name]
-            kept += float(spectra[name][index]) ** 2
+        if start == ranks[name]:  # a module's ranks are taken in order
+            ranks[name] += len(values)
+            taken.append((name, start))
+            spent += price
+            kept += float((values**2).sum())
     # The header names every rank that differs, and only the file itself tells how long it gets.
     while criterion.size is not None and taken and file_size(ranks) > criterion.size:
-        ranks[taken.pop()] -= 1
+        name, start = taken.pop()
+        ranks[name] = start
     return ranks
 
 
