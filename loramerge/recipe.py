@@ -218,6 +218,11 @@ def _check_ranks(recipe: Recipe, name: str) -> None:
             "or --allocate.",
             "for example: --energy 0.99",
         )
+    if s.round_to is not None and isinstance(s.rank, int) and s.round_to > s.rank:
+        raise UsageError(
+            f"{name}: --round-to {s.round_to} is more than --rank {s.rank}.",
+            f"for example: --rank {s.round_to}",
+        )
     if s.compat is not None and not ruled:
         raise UsageError(
             f"{name}: --compat {s.compat} needs --sv-ratio, --sv-cumulative or --sv-fro.",

@@ -149,6 +149,23 @@ def test_files_hold_multiples_and_no_more_than_a_rank_that_was_given() -> None:
     assert spent <= parameters(shapes, dict.fromkeys(shapes, 8))
 
 
+@each_seed
+@each_step
+def test_one_stored_rank_is_the_largest_multiple_of_a_rank_that_was_given(
+    seed: int, step: int
+) -> None:
+    values = spectra(seed, LENGTHS)
+    found = chosen(values, "energy", uniform=True, rank=9, step=step)
+    assert found == {name: min(9 // step * step, len(s)) for name, s in values.items()}
+
+
+def test_a_multiple_beyond_the_rank_that_was_given_is_refused() -> None:
+    values = {"rank": 4, "allocate": "energy", "round_to": 8}
+    with pytest.raises(UsageError, match="--round-to 8 is more than --rank 4") as refused:
+        make_recipe("squeeze", [Named("a")], values)
+    assert refused.value.hint == "for example: --rank 8"
+
+
 def test_terms_that_were_pruned_are_zeros_in_a_multiple(three: list[Path]) -> None:
     _, report = lm.prune(three[2], keep=3, round_to=4)
     assert {(m.rank, m.stored_rank) for m in report.modules} == {(3, 4)}

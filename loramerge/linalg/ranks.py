@@ -121,7 +121,7 @@ def _uniform(
     highest = max((len(s) for s in spectra.values()), default=0)
     ranks = [*range(0, highest, criterion.step), highest]
     if criterion.rank is not None:
-        return _capped(criterion.rank, spectra)
+        return _capped(max(r for r in ranks if r <= criterion.rank), spectra)
     if criterion.size is not None:
         fitting = [r for r in ranks if file_size(_capped(r, spectra)) <= criterion.size]
         return _capped(max(fitting, default=0), spectra)
