@@ -119,7 +119,7 @@ def weighed(alignment: Alignment, weights: Weights, adapters: Sequence[Adapter])
     for one in weights.modules:
         where = "" if one.adapter is None else f" of {adapters[one.adapter].reference}"
         said = f"--module-weight '{one.text}' matches no merged module{where}"
-        check_match(one.glob, _open_to(one, alignment), said)
+        check_match(one.glob, _open_to(one, alignment), said, one.frame)
     modules = tuple(_weighed(module, weights.at(module.name)) for module in alignment.modules)
     kept = tuple(module for module in modules if any(module.members))
     if not kept:

@@ -27,16 +27,18 @@ def matches(name: str, glob: str) -> bool:
     )
 
 
-def check_match(glob: str, names: Sequence[str], said: str) -> None:
+def check_match(glob: str, names: Sequence[str], said: str, typed: str = "{}") -> None:
     """Raise UsageError where a glob matches none of the names, with one that would.
 
-    `said` is the sentence without its end: --include 'q_prj' matches no module.
+    `said` is the sentence without its end: --include 'q_prj' matches no module. `typed` is what
+    stands around the glob: 2:{}=0.5.
     """
     if any(matches(name, glob) for name in names):
         return
     close = _close(glob, names)
     example = f"a module is called '{names[0]}'" if names else "leave it out"
-    raise UsageError(f"{said}.", f"did you mean '{close}'?" if close else example)
+    meant = f"did you mean '{typed.replace('{}', close)}'?" if close else example
+    raise UsageError(f"{said}.", meant)
 
 
 def _close(glob: str, names: Sequence[str]) -> str | None:

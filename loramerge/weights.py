@@ -26,6 +26,12 @@ class ModuleWeight:
     factor: float
     adapter: int | None = None
 
+    @property
+    def frame(self) -> str:
+        """What was typed around the glob: 2:{}=0.5."""
+        head, _, factor = self.text.rpartition("=")
+        return f"{head.removesuffix(self.glob)}{{}}={factor}"
+
     def factor_at(self, adapter: int, name: str) -> float:
         """The factor on the weight of one adapter in one module; 1 where neither is meant."""
         meant = self.adapter in (None, adapter) and matches(name, self.glob)

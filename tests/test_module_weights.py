@@ -199,8 +199,9 @@ def test_the_report_says_how_far_each_reaches_and_every_weight(three: list[Path]
         ("*=1e999", "is '*=1e999'; it must be", "'layers.0-7.*=0.5'"),
         ("0:*=1", "'0:*=1' is for adapter 0 of 3", "--module-weight '3:*=1'"),
         ("4:*.q_proj=-0.5", "is for adapter 4 of 3", "--module-weight '3:*.q_proj=-0.5'"),
-        ("q_proj=1", "'q_proj=1' matches no merged module.", "did you mean '*.q_proj'?"),
-        ("layers.1-0.*=1", "matches no merged module.", "did you mean 'layers.0-1.*'?"),
+        ("q_proj=1", "'q_proj=1' matches no merged module.", "did you mean '*.q_proj=1'?"),
+        ("layers.1-0.*=1", "matches no merged module.", "did you mean 'layers.0-1.*=1'?"),
+        ("2:q_proj=0.5", "matches no merged module of b.", "did you mean '2:*.q_proj=0.5'?"),
         ("2:*.nope=1", "'2:*.nope=1' matches no merged module of b.", "a module is called"),
         ("*=0", "Every weight is 0", "-w 1"),
     ],
@@ -237,6 +238,7 @@ def test_a_glob_must_match_what_the_adapter_has_and_what_is_merged(
 def test_a_number_a_glob_and_a_factor_are_told_apart() -> None:
     one = module_weight("2:a=b:*=-1e-3")
     assert (one.adapter, one.glob, one.factor) == (1, "a=b:*", -1e-3)
+    assert (one.frame, module_weight("2:2=2").frame) == ("2:{}=-1e-3", "2:{}=2")
     assert Weights((2.0, 3.0), (one,)).at("a=b:c") == (2.0, -0.003)
     assert Weights((2.0, 3.0), (one,)).at("a") == (2.0, 3.0)
 
