@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import textwrap
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,8 +30,9 @@ from loramerge.registry import Method, methods
 
 if TYPE_CHECKING:
     from loramerge.report import Report
+    from loramerge.trials import Trial
 
-__all__ = ["Result", "load", "names", "public", "run"]
+__all__ = ["Result", "load", "names", "public", "run", "sweep"]
 
 
 def load(reference: str | Path, alpha: float | None = None) -> Adapter:
@@ -92,6 +93,43 @@ def run(
 
     Raises the errors of `loramerge.errors`, with the same messages as the command line.
     """
+    named, opened = _named(method, adapters, weights, values)
+    plan = make_plan(make_recipe(method, named, values), opened)
+    files = Path(tempfile.mkdtemp(prefix="loramerge-"))
+    try:
+        report = compute_into(plan, files, "directory", silent)
+        return Result(plan, files), report
+    except BaseException:
+        shutil.rmtree(files)
+        raise
+
+
+def sweep(
+    method: str,
+    adapters: Input | Iterable[Input],
+    tried: Sequence[float],
+    /,
+    *,
+    weights: Sequence[float] | None = None,
+    **values: object,
+) -> tuple["Trial", ...]:
+    """Try many values of the option a method can be swept over: cluster's k, prune's threshold.
+
+    Each module is read once, and nothing is written. The rest is as in `run`.
+    """
+    from loramerge.trials import sweep, sweep_recipes
+
+    named, opened = _named(method, adapters, weights, values)
+    return sweep(sweep_recipes(method, named, values, tried), opened)
+
+
+def _named(
+    method: str,
+    adapters: Input | Iterable[Input],
+    weights: Sequence[float] | None,
+    values: Mapping[str, object],
+) -> tuple[list[Named], list[Adapter]]:
+    """Every input as it was named, and opened."""
     found, _ = find(method)
     given = values if weights is None else {"weights": weights, **values}
     _check_names(method, given, [o.name for o in options_of(found)], found.takes == "many")
@@ -105,14 +143,7 @@ def run(
             "give one weight for each adapter, in their order",
         )
     named = [Named(a.reference, w, a.alpha) for a, w in zip(opened, factors, strict=True)]
-    plan = make_plan(make_recipe(method, named, values), opened)
-    files = Path(tempfile.mkdtemp(prefix="loramerge-"))
-    try:
-        report = compute_into(plan, files, "directory", silent)
-        return Result(plan, files), report
-    except BaseException:
-        shutil.rmtree(files)
-        raise
+    return named, opened
 
 
 def _check_names(method: str, given: Iterable[str], known: list[str], many: bool) -> None:
@@ -135,14 +166,14 @@ def _opened(one: Input) -> Adapter:
 def names() -> list[str]:
     """Every public name: fixed ones, methods, presets."""
     presets = [preset.name for method in methods().values() for preset in method.presets]
-    return sorted(["Result", "__version__", "errors", "load", "run", *methods(), *presets])
+    return sorted(["Result", "__version__", "errors", "load", "run", "sweep", *methods(), *presets])
 
 
 def public(name: str) -> Any:
     """The object of a public name. Raises AttributeError for any other."""
-    fixed_names: dict[str, Any] = {"Result": Result, "errors": errors, "load": load, "run": run}
-    if name in fixed_names:
-        return fixed_names[name]
+    named = {"Result": Result, "errors": errors, "load": load, "run": run, "sweep": sweep}
+    if name in named:
+        return named[name]
     if name.startswith("_") or name not in names():
         raise AttributeError(f"module 'loramerge' has no attribute '{name}'")
     return _function(name)

@@ -22,7 +22,7 @@ from loramerge.record import KEY, tensors_sha256
 from loramerge.report import ModuleReport
 from loramerge.solve import Target, read_target
 
-__all__ = ["Output"]
+__all__ = ["Output", "terms"]
 
 if TYPE_CHECKING:
     Encoded: TypeAlias = "np.typing.NDArray[Any]"
@@ -62,7 +62,7 @@ class Output:
         Where the sum is not at hand it is read again.
         """
         target = target or read_target(self.plan, module)
-        rank, stored_rank = _terms(update), 0
+        rank, stored_rank = terms(update), 0
         if self.ranks[module.name] > 0:
             stored = self._modules[module.name]
             stored_rank, root = stored.rank, stored.scaling**0.5
@@ -135,7 +135,7 @@ class Output:
         self._digests[stored.key] = hashlib.sha256(data).hexdigest()
 
 
-def _terms(update: LowRank) -> int:
+def terms(update: LowRank) -> int:
     """How many rank-1 terms are not zero."""
     return int(np.count_nonzero(update.A.any(axis=-1) & update.B.any(axis=-2)))
 

@@ -20,7 +20,7 @@ from loramerge.registry import Method, Preset, method, methods
 from loramerge.settings import BOUNDS, REFINEMENTS, RULES, MergeSettings, Settings
 from loramerge.weights import Weights, check_places, module_weight
 
-__all__ = ["Named", "Recipe", "find", "fixed", "make_recipe", "options_of"]
+__all__ = ["Named", "Recipe", "find", "fixed", "flags", "make_recipe", "options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def make_recipe(name: str, adapters: Sequence[Named], values: Mapping[str, objec
     found, preset = find(name)
     if preset and (refused := [key for key in values if key in fixed(preset)]):
         raise UsageError(
-            f"{name} is {same_as(found, preset)}; it takes no {_flags(refused)}.",
+            f"{name} is {same_as(found, preset)}; it takes no {flags(refused)}.",
             f"use: loramerge {found.name}",
         )
     values = {**(preset.values if preset else {}), **values}
@@ -155,11 +155,12 @@ def make_recipe(name: str, adapters: Sequence[Named], values: Mapping[str, objec
 
 def same_as(found: Method, preset: Preset) -> str:
     """The command a preset stands for: arithmetic --rank full."""
-    values = [f"{_flags([key])} {value}" for key, value in preset.values.items()]
+    values = [f"{flags([key])} {value}" for key, value in preset.values.items()]
     return " ".join([found.name, *values])
 
 
-def _flags(names: Iterable[str]) -> str:
+def flags(names: Iterable[str]) -> str:
+    """Options as they are typed: -k and --max-error."""
     flags = [f"-{n}" if len(n) == 1 else "--" + n.strip("_").replace("_", "-") for n in names]
     return " and ".join(flags)
 
@@ -206,7 +207,7 @@ def _check_ranks(recipe: Recipe, name: str) -> None:
             f"for example: {recipe.method.example}",
         )
     if len(alone) > 1:
-        raise UsageError(f"{name} takes only one of {_flags(alone)}.", "leave out all but one")
+        raise UsageError(f"{name} takes only one of {flags(alone)}.", "leave out all but one")
     if s.allocate is not None and (not given or ruled or isinstance(s.rank, str)):
         raise UsageError(
             f"{name}: --allocate needs --rank N, --energy, --max-error or --size.",

@@ -182,7 +182,7 @@ def test_sizes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
     ],
 )
 def test_retained_energy_is_never_rounded_up_to_all_of_it(share: float, text: str) -> None:
-    assert ui._percent(share) == text
+    assert ui.percent(share) == text
 
 
 def test_an_option_can_come_from_the_environment_and_is_said(three: list[Path]) -> None:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from loramerge.cli.flags import given_by_environment
+from loramerge.cli.sweep import show_sweep
 from loramerge.errors import LoramergeError, UsageError, listed
 from loramerge.recipe import Named, make_recipe
 from loramerge.registry import Method
@@ -33,6 +34,7 @@ class Wishes:
     dry_run: bool
     json: bool
     quiet: bool
+    sweep: str | None
 
 
 def run(name: str, method: Method, given: dict[str, Any]) -> None:
@@ -52,6 +54,9 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     if not adapters and method.takes == "one":
         adapters = [_here(name, typed, wishes.quiet)]
     named = _named(adapters, weights, alphas)
+    if wishes.sweep is not None:
+        show_sweep(name, method, named, values, asdict(wishes))
+        return
     jobs = _planned(name, _split(name, method, named, wishes, typed), values, wishes)
     if wishes.dry_run:
         ui.show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)

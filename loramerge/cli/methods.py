@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from loramerge.cli.flags import Command, Flag, flag
+from loramerge.cli.sweep import sweep_flag
 from loramerge.recipe import find, fixed, options_of, same_as
 from loramerge.registry import Method, Preset
 from loramerge.settings import INPUT, MERGE, OUTPUT
@@ -31,7 +32,13 @@ def command(name: str) -> Command:
     return Command(
         name,
         callback=callback,
-        params=[_ADAPTERS, *(_WEIGHTS if many else ()), *declared, *_OUTPUT[method.takes]],
+        params=[
+            _ADAPTERS,
+            *(_WEIGHTS if many else ()),
+            *declared,
+            *_OUTPUT[method.takes],
+            *(sweep_flag(method) if preset is None else ()),
+        ],
         help=_help(method, preset),
         short_help=preset.summary if preset else method.summary,
         example=f"loramerge {preset.name} a b" if preset else method.example,

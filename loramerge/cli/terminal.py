@@ -9,7 +9,7 @@ from typing import TextIO
 
 import click
 
-__all__ = ["Row", "coloured", "print_rows", "width"]
+__all__ = ["Row", "coloured", "print_rows", "print_table", "width"]
 
 NARROWEST = 40
 
@@ -60,6 +60,16 @@ def print_rows(rows: Sequence[Row], err: bool = True) -> None:
         for number, line in enumerate(lines):
             label = f"{row.label if number == 0 else '':>{indent - 2}}"
             click.echo(_line(label, line, row.fg, colour), err=err, color=colour)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns on stdout, right-aligned under their names, which are bold where there is colour."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    colour = coloured(err=False)
+    for number, row in enumerate([head, *rows]):
+        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+        line = "  ".join(cells)
+        click.echo(click.style(line, bold=True) if colour and number == 0 else line, color=colour)
 
 
 def _line(label: str, text: str, fg: str | None, colour: bool) -> str:

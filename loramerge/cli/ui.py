@@ -15,7 +15,16 @@ from loramerge.compute import FLOOR
 from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
 
-__all__ = ["Results", "echo_json", "in_bytes", "show_plans"]
+__all__ = [
+    "Results",
+    "echo_json",
+    "in_bytes",
+    "inputs",
+    "note_rows",
+    "percent",
+    "show_plans",
+    "span",
+]
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # An error up to this many floors is rounding: float32 arithmetic before the cast adds its own.
@@ -59,7 +68,7 @@ class Results:
                 print_rows([warning])
             return
         if not self.quiet:
-            print_rows([*_report(report), *_notes(report.plan.adapters, report.notes)])
+            print_rows([*_report(report), *note_rows(report.plan.adapters, report.notes)])
         echo_path(final)
 
     def close(self) -> None:
@@ -76,10 +85,10 @@ def _report(report: Report) -> list[Row]:
     size = f"{in_bytes(report.file_bytes)}, {report.tensors} tensors, {DTYPES[plan.dtype]}"
     rows = [
         Row("method", f"{method.name}, {method.paper}"),
-        Row("adapters", _adapters(plan)),
+        Row("adapters", inputs(plan)),
         Row("modules", f"{report.merged} of {report.total} {done}"),
         Row("rank", f"{_ranks_in(plan)} -> {_ranks_out(report)}"),
-        Row("retained energy", _percent(report.energy)),
+        Row("retained energy", percent(report.energy)),
         Row(
             "relative error",
             f"{report.relative_error:.3g} against {against}; median module "
@@ -95,7 +104,7 @@ def _report(report: Report) -> list[Row]:
     return rows
 
 
-def _adapters(plan: Plan) -> str:
+def inputs(plan: Plan) -> str:
     """The weighted sum as it was asked for: 1 x a + -0.5 x b, or a + b."""
     names = [_name(adapter) for adapter in plan.adapters]
     weights = [named.weight for named in plan.recipe.adapters]
@@ -116,20 +125,21 @@ def _ranks_in(plan: Plan) -> str:
         sorted({member.rank for m in plan.alignment.modules if (member := m.members[i])})
         for i in range(len(plan.adapters))
     ]
-    return " + ".join(_span(c[0], c[-1]) if c else "none" for c in columns)
+    return " + ".join(span(c[0], c[-1]) if c else "none" for c in columns)
 
 
 def _ranks_out(report: Report) -> str:
-    kept = _span(*report.rank)
+    kept = span(*report.rank)
     stored = {m.stored_rank for m in report.modules if m.rank}
     return f"{kept}, stored as {max(stored)}" if report.padded else kept
 
 
-def _span(low: int, high: int) -> str:
+def span(low: int, high: int) -> str:
+    """4..16, or 16 where both ends are the same."""
     return str(low) if low == high else f"{low}..{high}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share with as many nines as it has, up to 99.9999 %: rounding alone costs less."""
     if share >= 1 - 5e-7:
         return "100 %"
@@ -157,7 +167,7 @@ def _scale(report: Report) -> str:
     return f"{used} x{report.others[used]:.3g}{factor} (would be: {others})"
 
 
-def _notes(adapters: Sequence[Adapter], notes: Sequence[str]) -> list[Row]:
+def note_rows(adapters: Sequence[Adapter], notes: Sequence[str]) -> list[Row]:
     """What was dropped, padded, left out; last and in yellow, a scale nobody stated."""
     warning = _assumption(adapters)
     assumed = (note for a in adapters if a.scale_assumed for note in a.assumed)
@@ -183,7 +193,7 @@ def show_plans(jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool)
         return
     for (plan, final), one in zip(jobs, facts, strict=True):
         if not quiet:
-            print_rows([*_plan(plan, one), *_notes(plan.adapters, plan.notes)])
+            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
         echo_path(final)
 
 
@@ -224,9 +234,9 @@ def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
     written = f"{in_bytes(facts['write_bytes'])}, {DTYPES[plan.dtype]}"
     return [
         Row("method", f"{plan.recipe.method.name}, {plan.recipe.method.paper}"),
-        Row("adapters", _adapters(plan)),
+        Row("adapters", inputs(plan)),
         Row("modules", f"{len(facts['modules'])} of {total}: {kinds}"),
-        Row("rank", f"{_ranks_in(plan)} -> {bound}{_span(*_ends(plan))}"),
+        Row("rank", f"{_ranks_in(plan)} -> {bound}{span(*_ends(plan))}"),
         Row("reads", f"{in_bytes(plan.read_bytes)} in {passes}"),
         Row("writes", f"{bound}{written}, {plan.layout.name} layout"),
         Row("plan", "nothing was computed or written"),

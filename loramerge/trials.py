@@ -7,13 +7,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
+from loramerge.adapter import Adapter
 from loramerge.align import Aligned
 from loramerge.compute import Compute, resolve, single_threaded_blas
+from loramerge.errors import UsageError, listed
 from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.linalg.factors import compare
-from loramerge.plan import Plan
+from loramerge.output import terms
+from loramerge.plan import Plan, make_plan
+from loramerge.recipe import Named, Recipe, find, flags, make_recipe
+from loramerge.registry import methods
 from loramerge.report import ModuleReport, whole_energy, whole_error
+from loramerge.settings import BOUNDS, REFINEMENTS
 from loramerge.solve import (
     Seen,
     Solved,
@@ -26,15 +33,15 @@ from loramerge.solve import (
 )
 from loramerge.survey import decide
 
-__all__ = ["Trial", "sweep"]
+__all__ = ["Trial", "sweep", "sweep_recipes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What one value would give, before its factors are rounded to a stored dtype.
 
-    `ranks` are the kept ranks by module, `parameters` how many numbers they hold, `figures` what
-    the method tells besides, summed over modules.
+    `ranks` are the kept ranks by module, `parameters` how many numbers they hold, `scale` the
+    factor on a merge, `figures` what the method tells besides, summed over modules.
     """
 
     value: float
@@ -42,15 +49,48 @@ class Trial:
     parameters: int
     energy: float
     relative_error: float
+    scale: float
     figures: Mapping[str, float]
     file_bytes: int
 
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """Smallest, largest and mean kept rank."""
+        kept = list(self.ranks.values())
+        return min(kept), max(kept), fmean(kept)
 
-def sweep(plans: Sequence[Plan], listen: Listener = silent) -> tuple[Trial, ...]:
-    """Try plans that differ in nothing but the option their method can be swept over.
 
-    Raises IncompatibleError where the inputs hold NaN or Inf.
+def sweep_recipes(
+    name: str, adapters: Sequence[Named], values: Mapping[str, object], tried: Sequence[object]
+) -> list[Recipe]:
+    """One recipe for each value that is to be tried.
+
+    Raises UsageError for a method without such an option, for values that are out of its range, and
+    where the ranks would follow from more than that option.
     """
+    found = find(name)[0]
+    if found.sweep is None:
+        able = [method.name for method in methods().values() if method.sweep]
+        raise UsageError(f"{name} cannot be swept.", f"{listed(able)} can")
+    option = found.sweep.option
+    if fixed := [key for key in (option, *BOUNDS, *REFINEMENTS) if key in values]:
+        raise UsageError(
+            f"{name}: a sweep is over {flags([option])} alone; it takes no {flags(fixed)}.",
+            f"for example: {found.sweep.example}",
+        )
+    if not len(tried):
+        raise UsageError(f"{name}: there is no {flags([option])} to try.", found.sweep.example)
+    return [make_recipe(name, adapters, {**values, option: value}) for value in tried]
+
+
+def sweep(
+    recipes: Sequence[Recipe], adapters: Sequence[Adapter], listen: Listener = silent
+) -> tuple[Trial, ...]:
+    """Try recipes that differ in nothing but the option their method can be swept over.
+
+    Raises IncompatibleError where the adapters do not fit together or hold NaN or Inf.
+    """
+    plans = [make_plan(recipe, adapters) for recipe in recipes]
     settings = plans[0].recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plans[0].read_bytes)
     work = partial(halving, partial(_tried, plans, compute), compute)
@@ -99,7 +139,8 @@ def _measured(plan: Plan, module: Aligned, one: Solved, figures: Mapping[str, fl
     target = one.target or read_target(plan, module)
     near = compare(target.update, one.update, target.known)
     numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
-    return _Tried(one.seen, ModuleReport(module.name, module.ranks, 0, 0, *numbers), figures)
+    rank = terms(one.update)
+    return _Tried(one.seen, ModuleReport(module.name, module.ranks, rank, 0, *numbers), figures)
 
 
 def _trial(plan: Plan, tried: Sequence[_Tried]) -> Trial:
@@ -107,13 +148,15 @@ def _trial(plan: Plan, tried: Sequence[_Tried]) -> Trial:
     assert plan.recipe.method.sweep is not None
     survey = decide(plan, [one.seen for one in tried])
     modules = [_scaled(one.numbers, survey.scale) for one in tried]
+    ranks = {one.name: min(one.rank, survey.ranks[one.name]) for one in modules}
     shapes = {module.name: sum(module.model.shape) for module in plan.alignment.modules}
     return Trial(
         value=getattr(plan.options, plan.recipe.method.sweep.option),
-        ranks=survey.ranks,
-        parameters=sum(rank * shapes[name] for name, rank in survey.ranks.items()),
+        ranks=ranks,
+        parameters=sum(rank * shapes[name] for name, rank in ranks.items()),
         energy=whole_energy(modules),
         relative_error=whole_error(modules),
+        scale=survey.scale,
         figures={name: sum(one.figures[name] for one in tried) for name in tried[0].figures},
         file_bytes=plan.file_size(survey.ranks) if any(survey.ranks.values()) else 0,
     )
