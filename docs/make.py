@@ -46,6 +46,9 @@ def method_page(method: Method) -> str:
     lines += [f"Paper: {_link(method.paper)}", "", "```sh", method.example, "```"]
     for preset in method.presets:
         lines += ["", f"`{preset.name}` is `{same_as(method, preset)}`: {preset.summary}"]
+    if method.sweep is not None:
+        lines += ["", "What each of many values would keep and cost, without writing any:"]
+        lines += ["", "```sh", method.sweep.example, "```"]
     groups: dict[str, list[Option]] = {}
     for option in options_of(method):
         groups.setdefault(option.group or "Options of its own", []).append(option)

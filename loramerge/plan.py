@@ -126,6 +126,8 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     options = resolved(recipe, alignment)
     ranks, more = highest_ranks(recipe, options, alignment)
     notes += more
+    members = [member for module in alignment.modules for member in module.members if member]
+    notes += recipe.method.remarks(options, members)
     per_module = recipe.criterion is not None and not (
         settings.allocate in (None, "uniform") and settings.size is not None
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from loramerge.adapter import Array, LowRank, Updates
+from loramerge.adapter import Array, LowRank, Module, Updates
 from loramerge.errors import UsageError
 from loramerge.linalg.scales import ScaleName
 from loramerge.linalg.spectrum import Spectrum
@@ -42,6 +42,11 @@ def never(options: Options) -> bool:
     return False
 
 
+def nothing(options: Options, modules: Sequence[Module]) -> list[str]:
+    """Nothing to say."""
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """The option of a method that can be tried over many values while a module is at hand.
@@ -67,7 +72,9 @@ class Method:
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     `inputs` is the number of adapters it merges, where that is fixed.
     `uses` names the distributions besides numpy that decide its numbers on the CPU.
-    `sweep` is what a table can be drawn over, where there is something.
+    `sweep` is what a table can be drawn over, where there is something. `remarks` are what a user
+    must be told of these options with the modules of the inputs; one that begins with `warning: `
+    is shown in yellow.
     """
 
     name: str
@@ -86,6 +93,7 @@ class Method:
     inputs: int | None = None
     uses: tuple[str, ...] = ()
     sweep: Sweep | None = None
+    remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing
 
     @property
     def documentation(self) -> str:
@@ -156,6 +164,7 @@ def compressor(
     example: str,
     chooses_rank: bool = False,
     sweep: Sweep | None = None,
+    remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that recomputes the update of one adapter."""
     return _registering(
@@ -170,6 +179,7 @@ def compressor(
             exact=never if chooses_rank else always,
             chooses_rank=chooses_rank,
             sweep=sweep,
+            remarks=remarks,
         )
     )
 

@@ -39,6 +39,7 @@ def test_every_method_has_a_page_with_all_its_options(drawn: dict[str, str]) -> 
         assert page.startswith(f"# {method.name}\n\n{method.summary}")
         assert f"```sh\n{method.example}\n```" in page
         assert method.paper in page
+        assert method.sweep is None or f"```sh\n{method.sweep.example}\n```" in page
         for option in describe(method.options):
             assert f"`{option.flag}`" in page
             assert option.description.replace("|", "\\|") in page

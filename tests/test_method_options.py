@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterator
 
@@ -156,6 +157,19 @@ def test_the_example_is_a_command_line_that_parses(method: Method) -> None:
     assert len(parsed.get("weight") or ()) in (0, count)
     recipe = make_recipe(name, [Named(adapter) for adapter in parsed["adapters"]], values)
     assert recipe.method is method
+
+
+@each_method
+def test_the_example_of_a_sweep_is_a_command_line_that_parses(method: Method) -> None:
+    if method.sweep is None:
+        return
+    program, name, *arguments = shlex.split(method.sweep.example)
+    assert (program, name) == ("loramerge", method.name)
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    tried = command.make_context(name, arguments).params["sweep"].split(",")
+    options = [{method.sweep.option: literal_eval(value)} for value in tried]
+    assert len({build(method.options, values, name) for values in options}) == len(tried) > 1
 
 
 @each_method

@@ -10,6 +10,7 @@ import loramerge as lm
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms.prune import PruneOptions, prune
 from tests.build import write_peft
+from tests.typed import typed
 
 ALPHA, RANK = 16.0, 4
 GATES = {"layer.0.query": [0.7, 0.0, -1.3, 0.02], "layer.1.query": [0.0, 0.0, 0.0, 0.5]}
@@ -138,3 +139,24 @@ def test_the_error_of_pruning_is_measured_against_the_input(
     result, report = lm.prune(path, keep=2, save_dtype="bfloat16", **bound)
     error = np.linalg.norm(delta(result, "lin") - dense) / np.linalg.norm(dense)
     assert report.relative_error == pytest.approx(error, rel=1e-4)  # float32 factors
+
+
+def test_pruning_as_trained_is_warned_about_before_and_after(
+    plain: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plain[0].parent)
+    for more in (["--dry-run"], []):
+        done = typed("prune", "plain", "--keep", "2", "--gauge", "raw", *more)
+        assert any(line.strip().startswith("warning  --gauge raw drops") for line in done.lines)
+    assert "warning" not in typed("prune", "plain", "--keep", "2", "-f").err
+
+
+def test_a_gauge_without_a_say_is_named(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "sora.safetensors", GATES)
+    adapter = lm.load(tmp_path / "sora.safetensors", alpha=ALPHA)
+    raw, report = lm.prune(adapter, gauge="raw")
+    assert "--gauge raw changes nothing: the checkpoint has gates of its own" in report.notes
+    svd, report = lm.prune(adapter)
+    assert not any("--gauge" in note for note in report.notes)
+    for name in GATES:
+        np.testing.assert_array_equal(delta(raw, name), delta(svd, name))

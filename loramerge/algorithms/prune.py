@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from loramerge.adapter import Array, LowRank, Updates
+from loramerge.adapter import Array, LowRank, Module, Updates
 from loramerge.algorithms._gauges import in_gauge
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.options import Count, Options
@@ -55,12 +55,25 @@ def each_threshold(
         yield _pruned(gates, terms, msgspec.structs.replace(options, threshold=threshold)), {}
 
 
+def remarks(options: PruneOptions, modules: Sequence[Module]) -> list[str]:
+    """That a raw gauge destroys, or that it has no say where a checkpoint has gates of its own."""
+    if options.gauge == "svd":
+        return []
+    if all(module.gates for module in modules):
+        return ["--gauge raw changes nothing: the checkpoint has gates of its own"]
+    return [
+        "warning: --gauge raw drops terms of a factorisation that means nothing, and destroys most "
+        "adapters at the ranks where --gauge svd loses nothing"
+    ]
+
+
 @compressor(
     "prune",
     paper="arXiv:2311.11696",
     options=PruneOptions,
     example="loramerge prune my-adapter --threshold 0.1",
     chooses_rank=True,
+    remarks=remarks,
     sweep=Sweep("threshold", each_threshold, "loramerge prune my-adapter --sweep 0,0.02,0.05,0.1"),
 )
 def prune(updates: Updates, options: PruneOptions) -> LowRank:

@@ -168,12 +168,17 @@ def _scale(report: Report) -> str:
 
 
 def note_rows(adapters: Sequence[Adapter], notes: Sequence[str]) -> list[Row]:
-    """What was dropped, padded, left out; last and in yellow, a scale nobody stated."""
+    """What was dropped, padded, left out; in yellow what destroys, and last an assumed scale."""
     warning = _assumption(adapters)
     assumed = (note for a in adapters if a.scale_assumed for note in a.assumed)
     told = tuple(f": {note}" for note in assumed if note.startswith("scale 1:"))
-    rows = [Row("note", note) for note in notes if not note.endswith(told)]
+    rows = [_note(note) for note in notes if not note.endswith(told)]
     return [*rows, warning] if warning else rows
+
+
+def _note(note: str) -> Row:
+    text = note.removeprefix("warning: ")
+    return Row("note", note) if text == note else Row("warning", text, fg="yellow")
 
 
 def _assumption(adapters: Sequence[Adapter]) -> Row | None:
