@@ -68,12 +68,13 @@ class Plan:
         """The result with these ranks: padded to one where the form is uniform, empty ones gone."""
         kept = [module for module in self.alignment.modules if ranks[module.name] > 0]
         highest = max((ranks[module.name] for module in kept), default=1)
-        modules = tuple(
-            _module(module, highest if self.uniform else ranks[module.name], highest, self.dtype)
-            for module in kept
-        )
+        modules = []
+        for module in kept:
+            rank = highest if self.uniform else ranks[module.name]
+            alpha = rank if self.layout.unscaled else highest
+            modules.append(_module(module, rank, alpha, self.dtype))
         extras = self.adapters[0].extras if self._carries_extras else ()
-        return Draft(modules, self.adapters, extras, self.uniform)
+        return Draft(tuple(modules), self.adapters, extras, self.uniform)
 
     def written(self, ranks: Mapping[str, int]) -> Written:
         """The file with these ranks, as the layout stores it, and how it was made in its header."""
@@ -100,7 +101,7 @@ class Plan:
 
 
 def _module(module: Aligned, rank: int, alpha: int, dtype: str) -> Module:
-    """The module as stored. One alpha for all: consumers ignore or misread any other."""
+    """The module as stored. One alpha for all, or each its rank: any other is misread."""
     return replace(module.model, rank=rank, scaling=alpha / rank, dtype=dtype, keys={})
 
 

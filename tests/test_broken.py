@@ -22,10 +22,17 @@ SENSELESS = rf"describes tensor '.*{A}' in a way that makes no sense"
 SENTENCES = {
     "alpha_is_nan": r"lora_alpha is nan, not a number",
     "alpha_is_text": r"lora_alpha is '16', not a number",
+    "comfy_pair_and_difference.safetensors": r"self_attn\.q have a pair and a whole difference",
+    "comfy_reshaped.safetensors": r"looks like comfy, but .*img_in\.reshape_weight",
     "config_is_a_list": r"adapter_config\.json is not a JSON object",
     "config_is_not_json": r"adapter_config\.json is not JSON",
     "config_without_type": r"has no peft_type",
     "control_characters.safetensors": r"unusable tensor name: '\\x1b\[31mred\\nhint: run me\\x00'",
+    "diffusers_alpha_is_text.safetensors": r"_adapter_metadata: lora_alpha is '4', not a number",
+    "diffusers_bias.safetensors": r"is lora_bias: lora_B carries a bias",
+    "diffusers_dora.safetensors": r"is DoRA: its magnitudes act on the sum",
+    "diffusers_in_two_spellings.safetensors": r"holds unet\.mid_block\..*\.attn1\.to_q twice: ",
+    "diffusers_scale_twice.safetensors": r"states its scale twice, in alpha tensors and in lora_",
     "dora": r"is DoRA: its magnitudes act on the sum",
     "dtype_is_a_list.safetensors": SENSELESS,
     "duplicate_keys.safetensors": rf"names these keys twice: .*{A}\.",
@@ -63,6 +70,7 @@ SENTENCES = {
     "no_adapter": r"holds no adapter",
     "no_offsets.safetensors": SENSELESS,
     "no_tensors.safetensors": r"holds no tensors",
+    "onetrainer_only_alpha.safetensors": r"belong to no pair: transformer\..*qkv\.0\.alpha",
     "only_a.safetensors": rf"1 tensor lacks its other half: .*{A}",
     "only_a_pickle": r"adapter_model\.bin is a pickle \(\.bin\)",
     "only_b.safetensors": rf"1 tensor lacks its other half: .*{B}",
@@ -95,6 +103,7 @@ SENTENCES = {
     "web_page.safetensors": r"is a web page \(HTML\)",
     "wrapped_twice.safetensors": rf"holds layers\.0\.q_proj twice: .*{A}, module\..*{A}",
     "wrong_size.safetensors": rf"'.*{A}' has 40 bytes, not \[2, 6\] F32",
+    "xlabs_only_down.safetensors": r"lacks its other half: double_blocks\..*qkv_lora1\.down",
     "zip.safetensors": r"is a PyTorch pickle",
 }
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loramerge.io._pipeline import PREFIXED
+
 __all__ = ["FOREIGN", "Foreign", "recognise"]
 
 
@@ -22,7 +24,6 @@ def _foreign(name: str, pattern: str, hint: str) -> Foreign:
 
 KOHYA = r"(lora|lycoris)_[^.]+"
 PEFT = r"base_model\.model\..+"
-TO_KOHYA = "save it in kohya's layout: diffusers.utils.convert_state_dict_to_kohya(state_dict)"
 TO_PLAIN = "train or save it as plain LoRA (network_module networks.lora, no conv_dim algorithms)"
 TO_LORA = "convert it in PEFT: peft.save_as_lora('converted', model, rank=16)"
 INTO_BASE = "merge it into its base model in PEFT: model.merge_and_unload()"
@@ -34,7 +35,6 @@ FOREIGN = (
         r".+\.adapter\.linear_(in|out)\.weight",
         "export it to Hugging Face PEFT with NeMo's Megatron-Bridge",
     ),
-    _foreign("XLabs Flux", r"(.+\.)?processor\.(qkv|proj)_lora\d?\..+", TO_KOHYA),
     _foreign(
         "BFL control LoRA",
         r"(double|single)_blocks\..+\.(query|key)_norm\.scale",
@@ -51,20 +51,9 @@ FOREIGN = (
     _foreign("LyCORIS GLoRA", KOHYA + r"\.[ab][12]\.weight", TO_PLAIN),
     _foreign("LyCORIS OFT", KOHYA + r"\.oft_(blocks|diag)", TO_PLAIN),
     _foreign("LyCORIS IA3", KOHYA + r"\.on_input", TO_PLAIN),
-    _foreign("ComfyUI (diffusion_model.)", r"diffusion_model\..+", TO_KOHYA),
-    _foreign(
-        "diffusers",
-        # Language models also have a `transformer`: with h, blocks.N.attn.Wqkv and the like in it.
-        r"(unet|prior|text_encoder(_\d)?"
-        r"|transformer(_\d)?(?!\.(h|encoder|wte|wpe|word_embeddings|blocks\.\d+\.(attn|ffn))\.))"
-        r"\..+\.(lora_[AB]\.weight|lora\.(up|down)\.weight|lora_linear_layer\..+)"
-        r"|.+(processor\.to_\w+_lora|\.lora)\.(up|down)\.weight"
-        r"|.+\.to_(q|k|v|out\.\d+)\.(up|down)(\.weight)?",
-        TO_KOHYA,
-    ),
     _foreign(
         "loralib",
-        r".+\.lora_[AB]",
+        rf"(?!{PREFIXED.pattern}).+\.lora_[AB]",
         "rename .lora_A and .lora_B to .lora_A.weight and .lora_B.weight, and say --alpha",
     ),
 )

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loramerge.adapter import Kind, Module, TensorInfo
 from loramerge.errors import AdapterError, listed
@@ -17,6 +17,7 @@ __all__ = [
     "check_pairs",
     "factor_shapes",
     "pair",
+    "scaled",
 ]
 
 # Far above any LoRA; what claims more is damaged or an attack.
@@ -117,6 +118,26 @@ def pair(name: str, keys: Mapping[str, str], A: TensorInfo, B: TensorInfo, kind:
         keys=keys,
         kernel=tuple(kernel),
     )
+
+
+def scaled(
+    source: Source, groups: Mapping[str, Mapping[str, str]], where: str
+) -> tuple[dict[str, Module], int]:
+    """The pairs A and B of a file with their scale alpha / rank, and how many have no alpha.
+
+    The rank is that of the tensor; no alpha, or 0, means scale 1. Raises AdapterError for what is
+    no pair.
+    """
+    check_pairs(groups, "A", "B", where)
+    check_owners(groups, "A", where)
+    modules: dict[str, Module] = {}
+    silent = 0
+    for name, roles in groups.items():
+        A, B = source.tensors[roles["A"]], source.tensors[roles["B"]]
+        module, alpha = pair(name, roles, A, B, "linear"), alpha_of(source, roles)
+        modules[name] = replace(module, scaling=alpha / module.rank) if alpha else module
+        silent += not alpha
+    return modules, silent
 
 
 def factor_shapes(module: Module) -> tuple[tuple[int, ...], tuple[int, ...]]:

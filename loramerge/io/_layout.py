@@ -105,8 +105,9 @@ class Layout:
     enough to tell it. `directory` tells whether it
     is normally a directory (PEFT) or a single file, `writes` names the layout its results are
     written in where it has no `write` of its own. `naming` is the vocabulary of the module names
-    that `write` takes (empty: any); `one_rank` says that it has room for only one rank; `weights`
-    is the usual name of the file in a directory.
+    that `write` takes (empty: any); `one_rank` says that it has room for only one rank, `unscaled`
+    that readers apply every module with scale 1; `weights` is the usual name of the file in a
+    directory.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Layout:
     writes: str = ""
     naming: str = "model"
     one_rank: bool = False
+    unscaled: bool = False
     weights: str = "adapter_model.safetensors"
 
     @property

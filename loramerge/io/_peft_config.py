@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,16 @@ from loramerge.errors import AdapterError, UsageError
 from loramerge.io._header import shown
 from loramerge.io._layout import Given
 
-__all__ = ["Facts", "Scale", "facts", "portable_config", "scale_of", "tails"]
+__all__ = [
+    "Facts",
+    "Scale",
+    "facts",
+    "header_facts",
+    "portable_config",
+    "rank_pattern",
+    "scale_of",
+    "tails",
+]
 
 DEFAULT_RANK = DEFAULT_ALPHA = 8  # PEFT's, where a config leaves them out
 EDIT = "correct adapter_config.json, or save the adapter again"
@@ -124,7 +133,9 @@ def facts(given: Given, modules: Iterable[Module]) -> Facts:
 
     Raises AdapterError for a header that holds something else than facts.
     """
-    embedded = _embedded(given)
+    embedded = header_facts(given)
+    if embedded is not None and "lora_alpha" not in embedded:
+        embedded = None
     config = given.config
     if config is not None and not given.beside:
         if embedded and embedded["lora_alpha"] != config.get("lora_alpha", DEFAULT_ALPHA):
@@ -139,7 +150,11 @@ def facts(given: Given, modules: Iterable[Module]) -> Facts:
     return Facts(None, ("the adapter_config.json beside it is about another file",))
 
 
-def _embedded(given: Given) -> dict[str, Any] | None:
+def header_facts(given: Given) -> dict[str, Any] | None:
+    """What a file's header says of its adapter, None where it says nothing.
+
+    Raises AdapterError for a lora_adapter_metadata that holds something else than facts.
+    """
     text = given.source.metadata.get("lora_adapter_metadata")
     if text is None:
         return None
@@ -152,7 +167,7 @@ def _embedded(given: Given) -> dict[str, Any] | None:
             f"{given.reference}: lora_adapter_metadata in its header is not a JSON object.",
             "save the adapter again with the tool that made it",
         )
-    return found if "lora_alpha" in found else None
+    return found
 
 
 def _is_about(config: Mapping[str, Any], modules: Iterable[Module]) -> bool:
@@ -206,3 +221,17 @@ def portable_config(
         "use_rslora": False,
         **agreed,
     }
+
+
+def rank_pattern(modules: Sequence[Module], rank: int) -> dict[str, int]:
+    """Ranks by full path where they are not `rank`, and where a shorter path would catch a module.
+
+    A pattern is a regular expression for the end of a path; the first that matches counts. So
+    longer paths come first, of equal ones that with fewer dots (each matches any character), and
+    `block.lin` is named, even if its rank is `rank`, where `lin` is.
+    """
+    own = {module.name for module in modules if module.rank != rank}
+    named = [module for module in modules if not own.isdisjoint(tails(module.name))]
+    named.sort(key=lambda module: (-len(module.name), module.name.count("."), module.name))
+    plain = re.compile(r"[\w.-]+")
+    return {m.name if plain.fullmatch(m.name) else re.escape(m.name): m.rank for m in named}

@@ -5,10 +5,10 @@ import re
 import struct
 from dataclasses import replace
 
-from loramerge.adapter import Adapter, Module, Variant
-from loramerge.errors import UsageError
-from loramerge.io._grammar import Grammar, alpha_of, check_owners, check_pairs, factor_shapes, pair
+from loramerge.adapter import Adapter
+from loramerge.io._grammar import Grammar, scaled
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
+from loramerge.io._pipeline import DORA, agreed, own_scale, pairs
 from loramerge.io._source import Source
 from loramerge.io._write import header
 
@@ -20,22 +20,6 @@ GRAMMAR = Grammar(
         ("alpha", re.compile(NAME + r"\.alpha")),
         ("dora_scale", re.compile(NAME + r"\.dora_scale")),
     )
-)
-DORA = Variant(
-    "DoRA (dora_scale)",
-    "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "merge it into its base model with the tool that trained it",
-)
-# Metadata that stays true of a result where all sources agree on it. The rest describes one
-# training run, or holds hashes and paths that would be stale or private.
-KEPT = (
-    "modelspec.architecture",
-    "modelspec.implementation",
-    "modelspec.prediction_type",
-    "modelspec.resolution",
-    "modelspec.sai_model_spec",
-    "ss_base_model_version",
-    "ss_v2",
 )
 # Stand for the hashes of a file that is not written yet.
 UNSEALED = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
@@ -51,22 +35,9 @@ def explains(key: str) -> bool:
 def read(given: Given) -> Adapter:
     """Describe a kohya file. Scale alpha / rank of the tensor; no alpha, or 0, means scale 1."""
     source, where = given.source, given.reference
-    if given.alpha is not None:
-        raise UsageError(
-            f"{where} holds an alpha for each module; --alpha is for bare PEFT files.",
-            "leave --alpha out",
-        )
+    own_scale(given)
     groups = GRAMMAR.group(source.tensors)
-    check_pairs(groups, "A", "B", where)
-    check_owners(groups, "A", where)
-    modules: dict[str, Module] = {}
-    silent = 0
-    for name, roles in groups.items():
-        A, B = source.tensors[roles["A"]], source.tensors[roles["B"]]
-        module = pair(name, roles, A, B, "linear")
-        alpha = alpha_of(source, roles)
-        modules[name] = replace(module, scaling=alpha / module.rank) if alpha else module
-        silent += not alpha
+    modules, silent = scaled(source, groups, where)
     return Adapter(
         reference=where,
         layout="kohya",
@@ -86,28 +57,18 @@ def read(given: Given) -> Adapter:
 
 def write(draft: Draft) -> Written:
     """Pairs with one alpha for all modules, the largest rank: diffusers reads only one."""
-    tensors: list[Stored] = []
     alpha = struct.pack("<f", draft.rank)
-    for module in draft.modules:
-        A, B = factor_shapes(module)
-        tensors += [
-            Stored(f"{module.name}.lora_down.weight", module.dtype, A, (module.name,), "A"),
-            Stored(f"{module.name}.lora_up.weight", module.dtype, B, (module.name,), "B"),
-            Stored(f"{module.name}.alpha", "F32", (), content=lambda: alpha),
-        ]
-    first, *others = (source.metadata for source in draft.sources)
-    kept = {
-        key: first[key]
-        for key in KEPT
-        if key in first and all(other.get(key) == first[key] for other in others)
-    }
+    tensors = (
+        *pairs(draft, "lora_down.weight", "lora_up.weight"),
+        *(Stored(f"{m.name}.alpha", "F32", (), content=lambda: alpha) for m in draft.modules),
+    )
     network = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(draft.rank) if draft.uniform else "Dynamic",
         "ss_network_alpha": str(draft.rank),
     }
-    metadata = {"format": "pt", **kept, **network, **UNSEALED}
-    return Written(tuple(tensors), metadata, seal=hashes)
+    metadata = {"format": "pt", **agreed(draft), **network, **UNSEALED}
+    return Written(tensors, metadata, seal=hashes)
 
 
 def hashes(written: Written, source: Source) -> dict[str, str]:

@@ -3,10 +3,11 @@
 import re
 from dataclasses import replace
 
-from loramerge.adapter import Adapter, Extra, Module, Variant
-from loramerge.errors import AdapterError, UsageError, listed
+from loramerge.adapter import Adapter, Extra, Module
+from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import INCOMPLETE, Grammar, alpha_of, pair
 from loramerge.io._layout import Given, Layout
+from loramerge.io._pipeline import DORA, own_scale
 from loramerge.io._products import full, hadamard, kronecker, tucker
 from loramerge.io._source import Source
 
@@ -36,11 +37,6 @@ BESIDE = re.compile(NAME + r"\.(?P<role>diff_b|w_norm|b_norm)")
 ROLES = {"diff_b": "bias difference", "w_norm": "norm weight", "b_norm": "norm bias"}
 # What a convolution is called in the models LyCORIS is trained on.
 CONVOLUTION = re.compile(r"_conv(\d|_in|_out|_shortcut)?$|_(up|down)samplers_\d_conv$")
-DORA = Variant(
-    "DoRA (dora_scale)",
-    "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "merge it into its base model with the tool that trained it",
-)
 
 
 def explains(key: str) -> bool:
@@ -62,8 +58,7 @@ def read(given: Given) -> Adapter:
     and for a .diff. Differences of biases and norms are kept beside, and named.
     """
     source, where = given.source, given.reference
-    if given.alpha is not None:
-        raise UsageError(f"{where} holds an alpha for each module.", "leave --alpha out")
+    own_scale(given)
     groups = GRAMMAR.group(source.tensors)
     modules, silent = {}, []
     for name, roles in groups.items():

@@ -10,10 +10,11 @@ from loramerge.adapter import Adapter, Extra, Kind, Module
 from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
-from loramerge.io._peft_config import facts, portable_config, scale_of, tails
+from loramerge.io._peft_config import facts, portable_config, rank_pattern, scale_of, tails
 from loramerge.io._peft_experts import experts, stacked, targets
 from loramerge.io._peft_keys import EXTRAS, PREFIX, beside, clean, saved_beside
 from loramerge.io._peft_kinds import check_type, signs, unknown_fields, variants
+from loramerge.io._pipeline import PREFIXED
 from loramerge.io._source import Source
 
 NAME, LABEL = r"(?P<module>.+?)", r"(\.[^.]+)?"
@@ -39,7 +40,9 @@ LIVE = re.compile(r"\.(original_module|modules_to_save)\.")
 
 
 def explains(key: str) -> bool:
-    """LoRA keys of any PEFT spelling, and what PEFT may save beside them."""
+    """LoRA keys of any PEFT spelling but a pipeline's, and what PEFT may save beside them."""
+    if PREFIXED.match(key):
+        return False
     return saved_beside(key) or GRAMMAR.parse(key) is not None or bool(signs(key))
 
 
@@ -167,7 +170,7 @@ def write(draft: Draft) -> Written:
 
 
 def _config(draft: Draft) -> dict[str, Any]:
-    patterns = {} if draft.uniform else _rank_pattern(draft)
+    patterns = {} if draft.uniform else rank_pattern(draft.modules, draft.rank)
     config = portable_config(
         rank=draft.rank,
         modules=[module.name for module in draft.modules if module.kind != "parameter"],
@@ -191,20 +194,6 @@ def _config(draft: Draft) -> dict[str, Any]:
         source = {"modules_to_save": sorted(saved) or None, **draft.sources[0].config}
         config |= {name: source.get(name, config.get(name)) for name in OF_EXTRAS}
     return config
-
-
-def _rank_pattern(draft: Draft) -> dict[str, int]:
-    """Ranks by full path where they are not `r`, and where a shorter path would catch a module.
-
-    A pattern is a regular expression for the end of a path; the first that matches counts. So
-    longer paths come first, of equal ones that with fewer dots (each matches any character), and
-    `block.lin` is named, even if its rank is `r`, where `lin` is.
-    """
-    own = {module.name for module in draft.modules if module.rank != draft.rank}
-    named = [module for module in draft.modules if not own.isdisjoint(tails(module.name))]
-    named.sort(key=lambda module: (-len(module.name), module.name.count("."), module.name))
-    plain = re.compile(r"[\w.-]+")
-    return {m.name if plain.fullmatch(m.name) else re.escape(m.name): m.rank for m in named}
 
 
 LAYOUT = Layout(

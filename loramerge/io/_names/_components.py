@@ -54,7 +54,7 @@ def denoiser(
                 Spelling("lycoris_", own, flat=True),
                 Spelling("lycoris_", original, flat=True),
             ),
-            "onetrainer": (Spelling(f"{name}.", counted),),
+            "onetrainer": (Spelling(f"{name}.", counted), Spelling(f"{name}.", original)),
             "xlabs": (Spelling("", tuple(xlabs)),),
         },
     )

@@ -1,0 +1,103 @@
+"""What files of diffusion pipelines share: the first part of a key, and facts of their headers."""
+
+import re
+from functools import partial
+
+from loramerge.adapter import Extra, Variant
+from loramerge.errors import UsageError
+from loramerge.io._grammar import factor_shapes
+from loramerge.io._layout import Draft, Given, Stored
+from loramerge.io._source import Source
+
+__all__ = [
+    "BUNDLED",
+    "COMPONENT",
+    "DORA",
+    "ORIGINAL",
+    "PREFIXED",
+    "agreed",
+    "bundled",
+    "carried",
+    "own_scale",
+    "pairs",
+]
+
+# Diffusers' names of models. Language models also have a `transformer`: with h, blocks.N.attn.Wqkv
+# and the like in it.
+COMPONENT = (
+    r"(?:unet|prior|text_encoder(?:_\d)?|transformer(?:_\d)?"
+    r"(?!\.(?:h|encoder|wte|wpe|word_embeddings|blocks\.\d+\.(?:attn|ffn(?!\.net)))\.))\."
+)
+# Paths of the original implementation below those, and names of OneTrainer's own.
+ORIGINAL = (
+    r"(?:(?:unet|transformer)\.(?=(?:double|single|joint|input|output)_blocks\.|middle_block\.)"
+    r"|(?:clip_l|clip_g|t5)\.)"
+)
+# What tells such keys from those of a single model.
+PREFIXED = re.compile(rf"{COMPONENT}|{ORIGINAL}|(?:diffusion_model|text_encoders)\.")
+# OneTrainer puts the embeddings it trained beside the pairs.
+BUNDLED = "bundle_emb."
+DORA = Variant(
+    "DoRA (dora_scale)",
+    "its magnitudes act on the sum of base weight and update, which needs the base model",
+    "merge it into its base model with the tool that trained it",
+)
+# Metadata that stays true of a result where all sources agree on it. The rest describes one
+# training run, or holds hashes and paths that would be stale or private.
+KEPT = (
+    "modelspec.architecture",
+    "modelspec.implementation",
+    "modelspec.prediction_type",
+    "modelspec.resolution",
+    "modelspec.sai_model_spec",
+    "ss_base_model_version",
+    "ss_v2",
+)
+
+
+def agreed(draft: Draft) -> dict[str, str]:
+    """What the headers of all sources say of the base model and how it is used."""
+    first, *others = (source.metadata for source in draft.sources)
+    return {
+        key: first[key]
+        for key in KEPT
+        if key in first and all(other.get(key) == first[key] for other in others)
+    }
+
+
+def own_scale(given: Given) -> None:
+    """Raise UsageError for an --alpha: each module has one in the file, or else scale 1."""
+    if given.alpha is not None:
+        raise UsageError(
+            f"{given.reference} holds an alpha for each module, or has scale 1; --alpha is for "
+            "bare PEFT files.",
+            "leave --alpha out",
+        )
+
+
+def bundled(source: Source) -> tuple[Extra, ...]:
+    """The embeddings that were trained beside."""
+    return tuple(
+        Extra(key, "embedding", info)
+        for key, info in source.tensors.items()
+        if key.startswith(BUNDLED)
+    )
+
+
+def carried(draft: Draft) -> list[Stored]:
+    """The extras of a result, as they were stored."""
+    source = draft.sources[0].source
+    return [
+        Stored(key, info.dtype, info.shape, content=partial(source.read, key))
+        for key, info in ((extra.key, extra.info) for extra in draft.extras)
+    ]
+
+
+def pairs(draft: Draft, a: str, b: str) -> list[Stored]:
+    """The factors of every module, under its name and these ends."""
+    tensors: list[Stored] = []
+    for module in draft.modules:
+        A, B = factor_shapes(module)
+        tensors.append(Stored(f"{module.name}.{a}", module.dtype, A, (module.name,), "A"))
+        tensors.append(Stored(f"{module.name}.{b}", module.dtype, B, (module.name,), "B"))
+    return tensors

@@ -1,0 +1,62 @@
+"""OneTrainer's OMI: the original implementation's paths below diffusers' names of components."""
+
+import re
+
+from loramerge.adapter import Adapter
+from loramerge.io._grammar import Grammar, scaled
+from loramerge.io._layout import Given, Layout
+from loramerge.io._pipeline import BUNDLED, COMPONENT, DORA, ORIGINAL, bundled, own_scale
+
+NAME = rf"(?P<module>(?:{COMPONENT}|(?:clip_l|clip_g|t5)\.).+?)"
+GRAMMAR = Grammar(
+    (
+        ("A", re.compile(rf"{NAME}\.(?:lora_down|lora_A)\.weight")),
+        ("B", re.compile(rf"{NAME}\.(?:lora_up|lora_B)\.weight")),
+        ("alpha", re.compile(rf"{NAME}\.alpha")),
+        ("dora_scale", re.compile(rf"{NAME}\.dora_scale")),
+    )
+)
+
+
+def explains(key: str) -> bool:
+    """Pairs and alphas below the name of a component."""
+    return GRAMMAR.parse(key) is not None or key.startswith(BUNDLED)
+
+
+def marks(key: str) -> bool:
+    """A path of the original implementation below a component of diffusers'."""
+    return re.match(ORIGINAL, key) is not None and explains(key)
+
+
+def read(given: Given) -> Adapter:
+    """Describe a file. Parts of a fused layer are counted: qkv.0 is the query's."""
+    source, where = given.source, given.reference
+    own_scale(given)
+    groups = GRAMMAR.group(source.tensors)
+    modules, silent = scaled(source, groups, where)
+    return Adapter(
+        reference=where,
+        layout="onetrainer",
+        modules=modules,
+        source=source,
+        naming="onetrainer",
+        extras=bundled(source),
+        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
+        metadata=source.metadata,
+        base_model=source.metadata.get("ss_base_model_version"),
+        assumed=(f"scale 1 where alpha is missing: {silent} of {len(modules)} modules",)
+        if silent
+        else (),
+    )
+
+
+LAYOUT = Layout(
+    name="onetrainer",
+    summary="OneTrainer's OMI, with original paths; its other formats are kohya's, comfy's and "
+    "diffusers'. Written as diffusers.",
+    directory=False,
+    explains=explains,
+    read=read,
+    marks=marks,
+    writes="diffusers",
+)
