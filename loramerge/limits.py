@@ -25,7 +25,9 @@ def highest_ranks(
     recipe: Recipe, options: Options, alignment: Alignment
 ) -> tuple[dict[str, int], list[str]]:
     """The rank of each module, an upper bound where a criterion chooses it; and notes."""
-    own = getattr(options, recipe.method.rank_option) if recipe.method.rank_option else None
+    own = options.rank_below(_largest(alignment))
+    if recipe.method.rank_option:
+        own = getattr(options, recipe.method.rank_option)
     every = recipe.method.every_rank(options)
     caps = {
         module.name: min(module.model.shape) if every else min(own or module.cap, sum(module.ranks))

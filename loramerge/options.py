@@ -32,6 +32,20 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """The option that works only with a rank known from the headers, where it is set."""
         return None
 
+    @property
+    def bound(self) -> str | None:
+        """The option that bounds the rank of the result, as --rank would, where it is set."""
+        return None
+
+    def rank_below(self, highest: int) -> int | None:
+        """The rank that option gives an input whose largest is `highest`."""
+        return None
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether the result is to be trained further: no rank of it may be dead."""
+        return False
+
 
 # Bounded numbers, for options that may also be None or a word.
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]

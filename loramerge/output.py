@@ -16,11 +16,11 @@ from loramerge.errors import IncompatibleError, OutputError, listed
 from loramerge.io._layout import Part, Stored, Written
 from loramerge.io._source import decode, open_source
 from loramerge.io._write import start_file
-from loramerge.linalg.factors import compare, pad
+from loramerge.linalg.factors import compare, pad, revived
 from loramerge.plan import Plan
 from loramerge.record import KEY, tensors_sha256
 from loramerge.report import ModuleReport
-from loramerge.solve import Target, read_target
+from loramerge.solve import Target, key_of, read_target
 
 __all__ = ["Output", "terms"]
 
@@ -67,6 +67,9 @@ class Output:
             stored = self._modules[module.name]
             stored_rank, root = stored.rank, stored.scaling**0.5
             update = pad(update, stored_rank)
+            if self.plan.options.trains_on:
+                key = key_of(self.plan.recipe.settings.seed, 0, module.name)
+                update = revived(update, key)
             if root != 1:
                 update = LowRank(update.A / root, update.B / root)
             A, B = self._part(module.name, "A", update.A), self._part(module.name, "B", update.B)

@@ -201,7 +201,10 @@ def _check_ranks(recipe: Recipe, name: str) -> None:
     given = [bound for bound in BOUNDS if getattr(s, bound) is not None]
     ruled = bool(set(given) & set(RULES))
     alone = [bound for bound in given if not (bound == "rank" and ruled)]
-    if not given and recipe.method.takes == "one" and not recipe.method.chooses_rank:
+    bound = recipe.options.bound
+    if bound and given:
+        raise UsageError(f"{name} takes only one of {bound} and {flags(given)}.", "leave one out")
+    if not (given or bound or recipe.method.takes == "many" or recipe.method.chooses_rank):
         raise UsageError(
             f"{name} needs to know how small: --rank, --energy, --max-error or --size.",
             f"for example: {recipe.method.example}",

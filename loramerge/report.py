@@ -149,7 +149,10 @@ class Report:
                 "are kept"
             )
         if self.padded:
-            notes.append(f"{self.padded} modules are zero-padded to the stored rank (exact)")
+            how = "zero-padded to the stored rank (exact)"
+            if self.plan.options.trains_on:
+                how = "filled up to the stored rank with terms that begin as in PEFT: B is zero"
+            notes.append(f"{self.padded} modules are {how}")
         return notes
 
     def as_json(self) -> dict[str, Any]:

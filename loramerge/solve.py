@@ -23,6 +23,7 @@ __all__ = [
     "batches",
     "finished",
     "halving",
+    "key_of",
     "read_target",
     "read_updates",
     "solve",
@@ -165,7 +166,7 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         weights.append(batch[0].weights[position])
         scalings.append(member.scaling)
         gates.append(_gates(plan, position, batch, compute) if member.gates else None)
-        keys.append(tuple(_key(settings.seed, position, module.name) for module in batch))
+        keys.append(tuple(key_of(settings.seed, position, module.name) for module in batch))
     rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
     return Updates(
         factors=tuple(factors),
@@ -186,7 +187,7 @@ def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute
     return compute.load(rows)
 
 
-def _key(seed: int, position: int, name: str) -> int:
+def key_of(seed: int, position: int, name: str) -> int:
     """A 32-bit number that names one module of one adapter under one seed."""
     return zlib.crc32(f"{seed}/{position}/{name}".encode())
 

@@ -1,19 +1,30 @@
 """LoRA-Squeeze: one adapter at a smaller rank."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
 
 from loramerge.adapter import Updates
+from loramerge.errors import GateError
 from loramerge.linalg.factors import concat
 from loramerge.linalg.spectrum import Spectrum, decompose, randomized
 from loramerge.options import Options
 from loramerge.registry import compressor
 
+Schedule: TypeAlias = Annotated[str, Meta(pattern=r"^[1-9]\d*(,[1-9]\d*)*$")]
+
 
 class SqueezeOptions(Options, frozen=True):
-    """How the singular value decomposition is computed."""
+    """How small, where it is not --rank that says it, and how it is computed."""
 
+    step: Annotated[
+        Schedule | None,
+        Meta(
+            description="The ranks of a schedule: squeeze to the next one below the adapter's own, "
+            "to train on with. Exit code 3 where there is none left.",
+            extra={"metavar": "N,N,...", "expected": "ranks with commas between, such as 64,32,16"},
+        ),
+    ] = None
     svd: Annotated[
         Literal["exact", "randomized"],
         Meta(
@@ -32,6 +43,28 @@ class SqueezeOptions(Options, frozen=True):
     def needs_rank(self) -> str | None:
         """The randomized range finder must know how many columns to draw."""
         return "--svd randomized" if self.svd == "randomized" else None
+
+    @property
+    def bound(self) -> str | None:
+        """The schedule."""
+        return "--step" if self.step else None
+
+    def rank_below(self, highest: int) -> int | None:
+        """The next rank of the schedule. Raises GateError where it has ended."""
+        if self.step is None:
+            return None
+        lower = [rank for rank in map(int, self.step.split(",")) if rank < highest]
+        if not lower:
+            raise GateError(
+                f"The schedule {self.step} ends here: the adapter has rank {highest} already.",
+                "nothing was written; the adapter is done, or --step needs a smaller rank",
+            )
+        return max(lower)
+
+    @property
+    def trains_on(self) -> bool:
+        """Between two steps of a schedule the adapter is trained."""
+        return self.step is not None
 
 
 @compressor(

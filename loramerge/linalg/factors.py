@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.kernels import double, gram, like, namespace
+from loramerge.linalg.masks import uniform
 
 __all__ = [
     "Closeness",
@@ -15,6 +16,7 @@ __all__ = [
     "inner_products",
     "norm",
     "pad",
+    "revived",
     "scale",
 ]
 
@@ -99,6 +101,19 @@ def inner_products(updates: Sequence[LowRank]) -> Array:
     E = xp.asarray(owner, dtype=A.dtype, device=A.device)
     found: Array = E.mT @ terms @ E
     return found
+
+
+def revived(update: LowRank, key: int) -> LowRank:
+    """The same delta weight, its zero terms as PEFT starts them: A in +-1 / sqrt(n), B zero.
+
+    A term that is zero on both sides has no gradient, and would never be trained. No batch: A
+    [r, n], B [m, r]; the key decides the random numbers.
+    """
+    xp = namespace(update.A)
+    dead = ~(xp.any(update.A != 0, axis=-1) | xp.any(update.B != 0, axis=-2))
+    bound = update.A.shape[-1] ** -0.5
+    fresh = bound * (2 * uniform([key], (0, 0), update.A.shape, update.A) - 1)
+    return LowRank(xp.where(dead[:, None], fresh, update.A), update.B)
 
 
 def norm(update: LowRank) -> Array:
