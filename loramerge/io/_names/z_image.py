@@ -4,7 +4,7 @@ from loramerge.io._names._components import denoiser
 from loramerge.io._names._table import Family, Row, rows
 
 STACKS = ("layers.{}.", "noise_refiner.{}.", "context_refiner.{}.")
-OWN = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
+OWN = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 TABLE = (
     *(
         Row(
@@ -19,6 +19,7 @@ TABLE = (
         for stack in STACKS
         for row in rows({"attention.out": "attention.to_out.0"} | {n: n for n in OWN}, stack)
     ),
+    *(Row(path, (path,)) for path in (f"{stack}adaLN_modulation.0" for stack in STACKS[:2])),
     *rows({name: name for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1")}),
     *rows(
         {
