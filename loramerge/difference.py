@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from loramerge.adapter import Adapter, LowRank
 from loramerge.align import Aligned, align
 from loramerge.compute import resolve, single_threaded_blas
+from loramerge.io._names import alike
 from loramerge.linalg.factors import Closeness, compare
 
 __all__ = ["Difference", "ModuleDifference", "difference"]
@@ -59,9 +60,10 @@ class Difference:
 def difference(a: Adapter, b: Adapter) -> Difference:
     """Compare two adapters; a module that one of them lacks counts as zero there.
 
-    Raises IncompatibleError where counterparts differ in shape or none is shared.
+    Names are taken into the vocabulary of the first. Raises IncompatibleError where counterparts
+    differ in shape or none is shared.
     """
-    adapters = (a, b)
+    adapters = a, b = alike((a, b), a.naming)
     alignment = align(adapters, missing="zero")
     threads = resolve("cpu", "float32", 0).threads
 

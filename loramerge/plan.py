@@ -11,7 +11,7 @@ from loramerge.align import Aligned, Alignment, align, reach, weighed
 from loramerge.compute import save_dtype
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._layout import Draft, Layout, Written
-from loramerge.io._names import renamed
+from loramerge.io._names import alike
 from loramerge.io._open import layout
 from loramerge.io._write import file_size
 from loramerge.limits import highest_ranks, resolved
@@ -119,7 +119,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     settings = recipe.settings
     target, more = _layout(recipe, adapters)
     notes += more
-    adapters = [renamed(adapter, target.naming or adapter.naming) for adapter in adapters]
+    adapters = alike(adapters, target.naming)
     aligned = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
     alignment = weighed(aligned, recipe.weights, adapters)
     notes += _left_out(alignment)

@@ -16,7 +16,7 @@ from loramerge.errors import IncompatibleError, listed
 from loramerge.io._names._forms import fits, holds, part_heights, parts, together
 from loramerge.io._names._table import Family, Found
 
-__all__ = ["families", "renamed"]
+__all__ = ["alike", "families", "renamed"]
 
 # Where a file's header says what it was trained on.
 ABOUT_BASE = ("modelspec.architecture", "ss_base_model_version")
@@ -45,6 +45,31 @@ def renamed(adapter: Adapter, naming: str) -> Adapter:
         return adapter
     if adapter.naming == "diffusers" and naming == "model":
         return _without_component(adapter)
+    return _translated(adapter, naming)
+
+
+def alike(adapters: Sequence[Adapter], naming: str) -> list[Adapter]:
+    """Adapters with names of one vocabulary (none: each its own), and in one spelling of it.
+
+    A vocabulary has several where programs differ, as kohya's has for SDXL; names stay as they are
+    unless the adapters then have more modules in common. Raises IncompatibleError as `renamed`.
+    """
+    found = [renamed(adapter, naming or adapter.naming) for adapter in adapters]
+    if len({frozenset(adapter.modules) for adapter in found}) == 1:
+        return found
+    try:
+        spelt = [_translated(adapter, adapter.naming) for adapter in found]
+    except IncompatibleError:
+        return found
+    return spelt if len(_common(spelt)) > len(_common(found)) else found
+
+
+def _common(adapters: Sequence[Adapter]) -> set[str]:
+    return set.intersection(*(set(adapter.modules) for adapter in adapters))
+
+
+def _translated(adapter: Adapter, naming: str) -> Adapter:
+    """The adapter with the first spelling of a vocabulary, be it that of its own names."""
     found = [_translation(adapter, family, naming) for family in families()]
     whole = [translation for translation in found if not translation.unknown]
     if not whole:
