@@ -64,6 +64,8 @@ class Updates:
     of the adapter and name of the module, so that no batch or tile changes a mask. `gates` [*b, r]
     are the magnitudes of each adapter's SoRA gates, folded into the factors; None without any.
     `present` says of every adapter of the merge whether it has the module; () where all have it.
+    `names` are those of the modules, one for each batch item; `known` is what the method's census
+    of the whole adapter found, None without one.
     """
 
     factors: tuple[LowRank, ...]
@@ -74,6 +76,8 @@ class Updates:
     keys: tuple[tuple[int, ...], ...] = ()
     gates: tuple[Array | None, ...] = ()
     present: tuple[bool, ...] = ()
+    names: tuple[str, ...] = ()
+    known: Any = None
 
     @property
     def count(self) -> int:

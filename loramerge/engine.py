@@ -7,31 +7,34 @@ whole adapter, results wait in a spool between two passes.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from loramerge._spool import Spool
 from loramerge._version import __version__
 from loramerge.adapter import LowRank, TensorSource
 from loramerge.align import Aligned
+from loramerge.census import take
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import GateError, IncompatibleError
-from loramerge.events import Advanced, Event, Listener, Started, silent
+from loramerge.events import Listener, Started, silent
 from loramerge.linalg.factors import Grams
 from loramerge.output import Output
 from loramerge.plan import Plan
 from loramerge.report import ModuleReport, Report
-from loramerge.solve import Seen, batches, read_target, solve
+from loramerge.solve import Seen, Solved, batches, read_target, solve
 from loramerge.survey import Survey, decide
+from loramerge.workers import counted, each
 
 __all__ = ["run"]
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Solver: TypeAlias = Callable[[Sequence[Aligned]], list[Solved]]
 
 
 def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
@@ -46,12 +49,13 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
     with ThreadPoolExecutor(compute.threads) as pool, Spool() as spool, ExitStack() as stack:
         hashes = [pool.submit(_sha256, adapter.source) for adapter in plan.adapters]
         stack.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun
-        survey = _survey(plan, compute, pool, spool, listen) if plan.surveyed else None
+        solver = partial(solve, plan, compute, known=take(plan, compute, pool, listen))
+        survey = _survey(plan, compute, solver, pool, spool, listen) if plan.surveyed else None
         output = Output(plan, survey.ranks if survey else plan.ranks, target)
         stack.callback(output.let_go)
         listen(Started("writing", len(plan.alignment.modules)))
         if survey is None:
-            modules = _streamed(plan, compute, pool, output, listen)
+            modules = _streamed(plan, compute, solver, pool, output, listen)
         else:
             modules = _spooled(plan, survey, spool, pool, output, listen)
         sources = tuple(future.result() for future in hashes)
@@ -92,44 +96,21 @@ def _check_bound(report: Report) -> None:
         )
 
 
-def _each(
-    pool: Executor, work: Callable[[Item], Result], items: Sequence[Item], listen: Listener
-) -> list[Result]:
-    """Results in any order, as soon as they are there; the first failure cancels the rest."""
-    return list(_drained([pool.submit(work, item) for item in items], listen))
-
-
-def _drained(pending: Sequence[Future[Result]], listen: Listener) -> Iterator[Result]:
-    try:
-        for future in as_completed(pending):
-            yield future.result()
-            listen(Advanced(1))
-    finally:
-        for future in pending:
-            future.cancel()
-
-
 def _streamed(
-    plan: Plan, compute: Compute, pool: Executor, output: Output, listen: Listener
+    plan: Plan,
+    compute: Compute,
+    solver: Solver,
+    pool: Executor,
+    output: Output,
+    listen: Listener,
 ) -> list[ModuleReport]:
     """Solve and write in one go: modules in parallel on the CPU, batch after batch on a GPU."""
     by_name = {module.name: module for module in plan.alignment.modules}
 
     def work(batch: tuple[Aligned, ...]) -> list[ModuleReport]:
-        return [
-            output.emit(by_name[s.name], s.update, s.target) for s in solve(plan, compute, batch)
-        ]
+        return [output.emit(by_name[s.name], s.update, s.target) for s in solver(batch)]
 
-    return _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
-
-
-def _counted(listen: Listener, compute: Compute) -> Listener:
-    """On a GPU one item is a batch; the bar counts modules."""
-
-    def counted(event: Event) -> None:
-        listen(Advanced(compute.batch) if isinstance(event, Advanced) else event)
-
-    return counted
+    return _flat(each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute)))
 
 
 def _spooled(
@@ -148,25 +129,32 @@ def _spooled(
         target = replace(read_target(plan, module), known=Grams(*known) if known else None)
         return output.emit(module, update, target)
 
-    return _each(pool, work, plan.alignment.modules, listen)
+    return each(pool, work, plan.alignment.modules, listen)
 
 
 def _flat(lists: Iterable[list[Item]]) -> list[Item]:
     return [item for inner in lists for item in inner]
 
 
-def _survey(plan: Plan, compute: Compute, pool: Executor, spool: Spool, listen: Listener) -> Survey:
+def _survey(
+    plan: Plan,
+    compute: Compute,
+    solver: Solver,
+    pool: Executor,
+    spool: Spool,
+    listen: Listener,
+) -> Survey:
     """The first pass: every result into the spool, ranks and scale from all of them."""
     listen(Started("computing", len(plan.alignment.modules)))
 
     def work(batch: tuple[Aligned, ...]) -> list[Seen]:
-        solved = solve(plan, compute, batch)
+        solved = solver(batch)
         for one in solved:
             known = one.target and one.target.known
             spool.put(one.name, one.update.A, one.update.B, *((known.B, known.A) if known else ()))
         return [one.seen for one in solved]
 
-    found = _flat(_each(pool, work, list(batches(plan, compute.batch)), _counted(listen, compute)))
+    found = _flat(each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute)))
     survey = decide(plan, found)
     if not any(survey.ranks.values()):
         pruned = (

@@ -48,6 +48,17 @@ class Plan:
         return self.recipe.criterion is not None or self.scaled
 
     @property
+    def counts(self) -> int:
+        """Passes over all modules in which the method only counts."""
+        census = self.recipe.method.census
+        return census.passes(self.options) if census else 0
+
+    @property
+    def passes(self) -> int:
+        """How often every module is looked at."""
+        return self.counts + (2 if self.surveyed else 1)
+
+    @property
     def scaled(self) -> bool:
         """Whether the length of the result follows from norms over the whole adapter."""
         return self.recipe.scale in ("auto", "norm", "ls")

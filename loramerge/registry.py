@@ -14,6 +14,7 @@ from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options, did_you_mean
 
 __all__ = [
+    "Census",
     "Method",
     "Preset",
     "Sweep",
@@ -61,6 +62,21 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Census:
+    """What a method must count over the whole adapter before it can merge a module.
+
+    With some options it takes `passes` over all modules. In each, `count` says what a batch adds to
+    the sum; counts are added by `+`, which must be exact, as the order is any. `settle` says what
+    follows from the sum, given what followed from the pass before (None at first); the method finds
+    it in Updates.known, as does `count` in the next pass.
+    """
+
+    passes: Callable[[Any], int]
+    count: Callable[[Updates, Any], Any]
+    settle: Callable[[Any, Any, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A registered method: the rule, its options, and what help, docs and the engine must know.
 
@@ -72,9 +88,9 @@ class Method:
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     `inputs` is the number of adapters it merges, where that is fixed.
     `uses` names the distributions besides numpy that decide its numbers on the CPU.
-    `sweep` is what a table can be drawn over, where there is something. `remarks` are what a user
-    must be told of these options with the modules of the inputs; one that begins with `warning: `
-    is shown in yellow.
+    `sweep` is what a table can be drawn over, where there is something, and `census` what must be
+    counted over the whole adapter first. `remarks` are what a user must be told of these options
+    with the modules of the inputs; one that begins with `warning: ` is shown in yellow.
     """
 
     name: str
@@ -94,6 +110,7 @@ class Method:
     uses: tuple[str, ...] = ()
     sweep: Sweep | None = None
     remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing
+    census: Census | None = None
 
     @property
     def documentation(self) -> str:
@@ -131,6 +148,7 @@ def merger(
     exact: Callable[[Any], bool] = never,
     every_rank: Callable[[Any], bool] = never,
     inputs: int | None = None,
+    census: Census | None = None,
     uses: tuple[str, ...] = (),
     sweep: Sweep | None = None,
 ) -> Callable[[AnyRule], AnyRule]:
@@ -150,6 +168,7 @@ def merger(
             exact=exact,
             every_rank=every_rank,
             inputs=inputs,
+            census=census,
             uses=uses,
             sweep=sweep,
         )

@@ -2,9 +2,9 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, LowRank, Updates
@@ -75,9 +75,11 @@ def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
             yield tuple(group[start : start + size])
 
 
-def solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
-    """The results of a batch."""
-    return halving(partial(_solve, plan, compute), compute, batch)
+def solve(
+    plan: Plan, compute: Compute, batch: Sequence[Aligned], known: Any = None
+) -> list[Solved]:
+    """The results of a batch; `known` is what the method's census found."""
+    return halving(partial(_solve, plan, compute, known), compute, batch)
 
 
 def halving(
@@ -98,8 +100,8 @@ def halving(
     return halving(work, compute, batch[:half]) + halving(work, compute, batch[half:])
 
 
-def _solve(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> list[Solved]:
-    updates = read_updates(plan, compute, batch)
+def _solve(plan: Plan, compute: Compute, known: Any, batch: Sequence[Aligned]) -> list[Solved]:
+    updates = replace(read_updates(plan, compute, batch), known=known)
     result = plan.recipe.method.rule(updates, plan.options)
     if plan.recipe.method.exact(plan.options) and isinstance(result, LowRank):
         target = Target(result, grams(result))
@@ -177,6 +179,7 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         keys=tuple(keys),
         gates=tuple(gates),
         present=tuple(member is not None for member in batch[0].members),
+        names=tuple(module.name for module in batch),
     )
 
 

@@ -23,6 +23,7 @@ from tests.variants import (
     each_method,
     each_variant,
     given,
+    surveyed,
     taken,
     three_related,
 )
@@ -77,14 +78,23 @@ def test_a_result_has_the_shape_of_its_inputs_and_finite_floats(
 def test_a_batch_gives_what_its_modules_give_one_by_one(
     variant: Variant, updates: Updates, backend: str
 ) -> None:
-    own = given(variant, updates)
+    own = surveyed(variant, given(variant, updates))
     together = delta(variant, own, backend)
     for item in range(BATCH):
-        keys = tuple((row[item],) for row in own.keys)
-        factors = tuple(LowRank(u.A[item : item + 1], u.B[item : item + 1]) for u in own.factors)
-        alone = delta(variant, replace(own, factors=factors, keys=keys), backend)
+        alone = delta(variant, only(own, item), backend)
         # float32 factors are multiplied in another order
         assert apart(together[item : item + 1], alone) <= 1e-6
+
+
+def only(updates: Updates, item: int) -> Updates:
+    """One item of the batch."""
+    one = slice(item, item + 1)
+    return replace(
+        updates,
+        factors=tuple(LowRank(u.A[one], u.B[one]) for u in updates.factors),
+        keys=tuple(row[one] for row in updates.keys),
+        names=updates.names[one],
+    )
 
 
 @each_merge

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import click
+import msgspec
 import pytest
 
 from loramerge.cli import cli
@@ -15,6 +16,7 @@ from loramerge.errors import UsageError
 from loramerge.options import Option, Options, build, describe
 from loramerge.recipe import Named, make_recipe, options_of
 from loramerge.registry import Method, methods
+from tests.variants import completed
 
 each_method = pytest.mark.parametrize("method", methods().values(), ids=methods())
 
@@ -88,7 +90,8 @@ def test_bounds_are_stated_in_the_range_of_every_option(method: Method) -> None:
 def test_defaults_choices_words_and_inclusive_bounds_are_accepted(method: Method) -> None:
     for option in describe(method.options):
         for value in good_values(option):
-            built = build(method.options, {option.name: value}, method.name)
+            values = msgspec.structs.asdict(completed(method, {option.name: value}))
+            built = build(method.options, values, method.name)
             assert getattr(built, option.name) == value
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms import _spaces
+from loramerge.algorithms._options import SparseOptions
 from loramerge.algorithms._rules import disjoint_mean, elect_sign, merge_entries
 from loramerge.algorithms._spaces import Stack, decode, encode
-from loramerge.algorithms._sparsify import SparseOptions
 from tests.backends import BACKENDS, lend_kernels_to_strict
 from tests.entries import apart, delta, knots_axes, low_rank, updates, weighted
 from tests.updates import CASES, Case, weighted_sum

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from loramerge.adapter import LowRank, Updates
+from loramerge.algorithms._options import SparseOptions
 from loramerge.algorithms._rules import merge_entries
 from loramerge.algorithms._spaces import encode
-from loramerge.algorithms._sparsify import SparseOptions, sparsifier
+from loramerge.algorithms._sparsify import sparsifier
 from loramerge.errors import UsageError
 from loramerge.recipe import Named, make_recipe
 from tests import entries

@@ -105,6 +105,7 @@ def three_related(rng: np.random.Generator) -> Updates:
         rank=RANK,
         seed=3,
         keys=tuple(tuple(range(10 * t, 10 * t + BATCH)) for t in range(3)),
+        names=tuple(f"layers.{item}" for item in range(BATCH)),
     )
 
 
@@ -128,7 +129,18 @@ def on(backend: Backend, updates: Updates) -> Updates:
     return replace(updates, factors=tuple(backend.update(u) for u in updates.factors))
 
 
+def surveyed(variant: Variant, updates: Updates) -> Updates:
+    """The updates with what the method's census finds, the batch being the whole adapter."""
+    census, known = variant.method.census, None
+    for _ in range(census.passes(variant.options) if census else 0):
+        updates = replace(updates, known=known)
+        known = census.settle(census.count(updates, variant.options), variant.options, known)
+    return replace(updates, known=known)
+
+
 def delta(variant: Variant, updates: Updates, backend: str = "numpy") -> np.ndarray:
     """The delta weights that a method makes of updates. [BATCH, M, N]"""
     used = BACKENDS[backend]
-    return dense(used.back(low_rank(variant.method.rule(on(used, updates), variant.options))))
+    given = on(used, updates)
+    given = given if given.known is not None else surveyed(variant, given)
+    return dense(used.back(low_rank(variant.method.rule(given, variant.options))))

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from loramerge.adapter import Array, LowRank, Updates
+from loramerge.algorithms._census import bounds
+from loramerge.algorithms._options import SparseOptions
 from loramerge.algorithms._spaces import Space, Stack, decode, encode
-from loramerge.algorithms._sparsify import SparseOptions, sparsifier
+from loramerge.algorithms._sparsify import sparsifier
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 
@@ -21,7 +23,10 @@ def merge_entries(updates: Updates, options: SparseOptions, rule: Rule) -> LowRa
     """Apply a rule to the weighted, sparsified updates, entry by entry."""
 
     def prepare(stack: Stack) -> TileRule:
-        thin = [sparsifier(stack, place, options) for place in range(len(stack.factors))]
+        thin = [
+            sparsifier(stack, place, options, bounds(updates, place))
+            for place in range(len(stack.factors))
+        ]
 
         def thinned(values: Array, row: int) -> Array:
             kept = [keep(values[t, ...], row) for t, keep in enumerate(thin)]

@@ -1,8 +1,9 @@
 """Task arithmetic: the weighted sum of updates, exactly; or of thinned ones."""
 
 from loramerge.adapter import Array, LowRank, Updates
+from loramerge.algorithms._census import CENSUS
+from loramerge.algorithms._options import SparseOptions, has_every_rank
 from loramerge.algorithms._rules import merge_entries
-from loramerge.algorithms._sparsify import SparseOptions, has_every_rank
 from loramerge.linalg.factors import concat
 from loramerge.linalg.kernels import namespace
 from loramerge.linalg.spectrum import Spectrum
@@ -31,6 +32,7 @@ def fills(options: ArithmeticOptions) -> bool:
     scale="paper",
     exact=is_exact,
     every_rank=fills,
+    census=CENSUS,
     presets=(
         Preset("cat", {"rank": "full"}, "The weighted sum with every rank kept: exact."),
         Preset("magnitude", {"sparsify": "magnitude"}, "Sum the largest entries of each update."),
@@ -53,7 +55,8 @@ def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectr
     With --sparsify each update first loses entries, looked at in the coordinates of --space:
     magnitude keeps the largest, ceil(density n) of each module's n; dare keeps each with chance
     density and divides it by that; della does so with a chance that grows with the rank in the
-    row; breadcrumbs leaves out the largest gamma n and keeps the density n that follow.
+    row; breadcrumbs leaves out the largest gamma n and keeps the density n that follow. With
+    --trim-scope model, n are all entries of an adapter.
 
     Where it differs. PEFT's `linear` adds the factors A and B instead of the updates, which adds
     cross terms B_i A_j that belong to no adapter; it is not offered. The paper scales the sum of

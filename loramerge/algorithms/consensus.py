@@ -5,8 +5,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from loramerge.adapter import Array, LowRank, Updates
+from loramerge.algorithms._census import CENSUS
+from loramerge.algorithms._options import SparseOptions, has_every_rank
 from loramerge.algorithms._rules import merge_entries
-from loramerge.algorithms._sparsify import SparseOptions, has_every_rank
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Count
@@ -36,6 +37,7 @@ class ConsensusOptions(SparseOptions, frozen=True):
     example="loramerge consensus a b",
     scale="auto",
     every_rank=has_every_rank,
+    census=CENSUS,
 )
 def consensus(updates: Updates, options: ConsensusOptions) -> LowRank | Spectrum:
     """Sum the updates where several use an entry, drop the rest (Consensus Merging, TALL masks).

@@ -5,9 +5,10 @@ from typing import Annotated
 from msgspec import Meta
 
 from loramerge.adapter import Array, LowRank, Updates
+from loramerge.algorithms._options import SpaceOptions, has_every_rank
 from loramerge.algorithms._rules import TileRule, elect_sign, merge_tiles
+from loramerge.algorithms._scope import share
 from loramerge.algorithms._spaces import Stack
-from loramerge.algorithms._sparsify import SpaceOptions, has_every_rank, share
 from loramerge.linalg.kernels import double, like, namespace
 from loramerge.linalg.select import largest
 from loramerge.linalg.spectrum import Spectrum
@@ -61,7 +62,7 @@ def sce(updates: Updates, options: SceOptions) -> LowRank | Spectrum:
         chosen = largest(
             lambda rows: _variance(stack.entries(rows), count),
             list(stack.tiles()),
-            share(options.density, stack),
+            share(options.density, stack.rows * stack.columns),
             _variance(namespace(sample[0]).stack(sample), count),
         )
 

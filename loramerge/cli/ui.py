@@ -214,7 +214,7 @@ def _facts(plan: Plan, final: Path) -> dict[str, Any]:
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.file_size(plan.ranks),
         "write_bytes_is_bound": plan.recipe.criterion is not None,
-        "passes": 2 if plan.surveyed else 1,
+        "passes": plan.passes,
         "scale_assumed": any(adapter.scale_assumed for adapter in plan.adapters),
         "notes": list(plan.notes),
         "modules": [
@@ -234,7 +234,7 @@ def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
     bound = "at most " if facts["rank_is_bound"] else ""
     shapes = Counter("x".join(map(str, m.model.shape)) for m in plan.alignment.modules)
     kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
-    passes = "two passes" if plan.surveyed else "one pass"
+    passes = "one pass" if plan.passes == 1 else f"{plan.passes} passes"
     total = len(facts["modules"]) + len(facts["left_out"])
     written = f"{in_bytes(facts['write_bytes'])}, {DTYPES[plan.dtype]}"
     return [

@@ -12,6 +12,11 @@ from loramerge.linalg.seeding import starts
 SAME = 6
 
 
+def bits(x: Array) -> Array:
+    """The bits of float32 numbers, as they lie in memory."""
+    return x.view(np.int32)
+
+
 def cholesky(G: Array) -> tuple[Array, Array]:
     """Lower L with G = L L^T, and ok [*b]; L is zero where G is not positive definite."""
     L = np.zeros_like(G)
@@ -70,3 +75,8 @@ def _libraries() -> Any:
     """
     importlib.import_module("sklearn.cluster")
     return threadpoolctl.ThreadpoolController()
+
+
+def tally(x: Array, bins: int) -> Array:
+    """How often each whole number occurs."""
+    return np.bincount(x, minlength=bins)

@@ -18,6 +18,11 @@ SAME = 6
 ITERATIONS = 300
 
 
+def bits(x: Tensor) -> Tensor:
+    """The bits of float32 numbers, as they lie in memory."""
+    return x.view(torch.int32)
+
+
 def cholesky(G: Tensor) -> tuple[Tensor, Tensor]:
     """Lower L with G = L L^T, and ok [*b]; L is zero where G is not positive definite."""
     L, info = torch.linalg.cholesky_ex(G)
@@ -94,3 +99,8 @@ def _relocated(centers: Tensor, empty: Tensor, X: Tensor, own: Tensor) -> Tensor
     return torch.where(
         empty[..., None], X.expand(-1, len(own[0]), -1, -1).gather(-2, index), centers
     )
+
+
+def tally(x: Tensor, bins: int) -> Tensor:
+    """How often each whole number occurs."""
+    return torch.bincount(x, minlength=bins)

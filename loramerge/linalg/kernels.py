@@ -20,6 +20,9 @@ class Kernels(Protocol):
     def cholesky(self, G: Array) -> tuple[Array, Array]:
         """Lower L with G = L L^T, and ok [*b]: False where G is not positive definite."""
 
+    def bits(self, x: Array) -> Array:
+        """The bits of float32 numbers >= 0 as int32, in the order of the numbers."""
+
     def gaussian(self, model: Array, rows: int, columns: int, seed: int) -> Array:
         """A standard normal [rows, columns] matrix of a seed, the same values on any device."""
 
@@ -29,6 +32,9 @@ class Kernels(Protocol):
         Points at the origin carry no weight. With fewer than k distinct points each is its own
         cluster.
         """
+
+    def tally(self, x: Array, bins: int) -> Array:
+        """How often each of 0 .. bins - 1 occurs in whole numbers x [n]. int64 [bins]"""
 
 
 def kernels(x: Array) -> Kernels:

@@ -1,13 +1,13 @@
 """The k entries of largest magnitude of a matrix that is only ever seen in tiles: exactly k."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from loramerge.adapter import Array
 from loramerge.linalg.kernels import double, namespace
 
-__all__ = ["Largest", "largest"]
+__all__ = ["Largest", "largest", "upto"]
 
 # How far the share of larger entries in the sample may be from that in the matrix before the look
 # at the matrix has to be repeated. Entries of a low-rank matrix are not independent: with 512 rows
@@ -62,6 +62,21 @@ def largest(tile: Tile, rows: Sequence[slice], count: Array, sample: Array) -> L
         found = look(count, xp.zeros_like(low), xp.full_like(high, math.inf))
     assert found is not None, "a bracket of everything holds the wanted value"
     return found
+
+
+def upto(tile: Tile, rows: Sequence[slice], value: float, equals: Sequence[int]) -> Largest:
+    """The magnitudes above a value, and of those equal to it the first so many of each item."""
+    model = tile(rows[-1])
+    xp = namespace(model)
+    limit = xp.full((), value, dtype=model.dtype, device=model.device)
+    look = _Look(tile, rows, model.shape[-1])
+    lasts = [
+        look.place(item, limit, number, look.equal(item, limit)) if number < look.end else look.end
+        for item, number in enumerate(equals)
+    ]
+    batch = model.shape[:-2]
+    last = xp.asarray(lasts, dtype=xp.int64, device=model.device)
+    return Largest(xp.broadcast_to(limit, batch), xp.reshape(last, batch))
 
 
 def _bracket(sample: Array, share: Array) -> tuple[Array, Array]:
@@ -122,12 +137,27 @@ class _Look:
         xp = namespace(value)
         missing = rank - sum(int(xp.count_nonzero(part > value)) for part in between)
         equal = [int(xp.count_nonzero(part == value)) for part in between]
-        if sum(equal) > missing:
-            for rows, here in zip(self.rows, equal, strict=True):
-                if missing <= here:
-                    places = xp.nonzero(self._flat(rows)[item, :] == value)[0]
-                    return int(rows.start * self.columns + places[missing - 1])
-                missing -= here
+        return self.place(item, value, missing, equal) if sum(equal) > missing else self.end
+
+    def place(self, item: int, value: Array, number: int, equal: Iterable[int]) -> int:
+        """The place of the `number`-th entry equal to the value, given how many each tile has."""
+        if number == 0:
+            return -1
+        for rows, here in zip(self.rows, equal, strict=True):
+            if number <= here:
+                places = namespace(value).nonzero(self._flat(rows)[item, :] == value)[0]
+                return int(rows.start * self.columns + places[number - 1])
+            number -= here
+        return self.end
+
+    def equal(self, item: int, value: Array) -> Iterator[int]:
+        """How many entries of each tile are equal to the value."""
+        for rows in self.rows:
+            yield int(namespace(value).count_nonzero(self._flat(rows)[item, :] == value))
+
+    @property
+    def end(self) -> int:
+        """A place behind the last."""
         return int(self.rows[-1].stop * self.columns)
 
 

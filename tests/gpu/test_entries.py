@@ -1,13 +1,15 @@
 """Element-wise merging on a GPU: NumPy's masks to the bit, NumPy's choices, NumPy's updates."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import loramerge
+from loramerge.algorithms._options import SparseOptions
 from loramerge.algorithms._rules import disjoint_mean, elect_sign, merge_entries
-from loramerge.algorithms._sparsify import SparseOptions
 from loramerge.linalg import dense
 from loramerge.linalg.masks import uniform
 from loramerge.linalg.select import largest
@@ -67,3 +69,13 @@ def test_a_large_dense_result_is_cut_as_on_the_cpu(
     ours = dense.compress(W, 8, 0).truncated(8)
     theirs = CUDA.back(dense.compress(CUDA.put(W), 8, 0).truncated(8))
     assert apart(delta(theirs), delta(ours)) < 1e-5  # float32 products in another order
+
+
+def test_a_whole_model_is_trimmed_as_on_the_cpu(three: list[Path]) -> None:
+    values = {"trim_scope": "model", "compute_dtype": "float64", "save_dtype": "float32"}
+    ours, theirs = (
+        loramerge.run("ties", three, device=device, **values)[0] for device in ("cpu", "cuda")
+    )
+    for name in ours.adapter.modules:
+        first, second = (found.adapter.read(name) for found in (ours, theirs))
+        assert apart(delta(second), delta(first)) < 1e-5  # an entry more or less would show
