@@ -157,7 +157,8 @@ def _scaled_by_header(
 def write(draft: Draft) -> Written:
     """PEFT-style pairs of scale 1: alpha is each module's rank, in the header too."""
     tensors = (*pairs(draft, "lora_A.weight", "lora_B.weight"), *carried(draft))
-    header = json.dumps(_header(draft), separators=(",", ":"), sort_keys=True)
+    # Sorted, but not inside: the order of a rank_pattern has a meaning.
+    header = json.dumps(dict(sorted(_header(draft).items())), separators=(",", ":"))
     return Written(tensors, {"format": "pt", **agreed(draft), HEADER: header})
 
 
