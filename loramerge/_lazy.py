@@ -4,7 +4,17 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["array_api_torch", "np", "sklearn", "sklearn_cluster", "threadpoolctl", "torch"]
+__all__ = [
+    "array_api_torch",
+    "hub_errors",
+    "hub_utils",
+    "huggingface_hub",
+    "np",
+    "sklearn",
+    "sklearn_cluster",
+    "threadpoolctl",
+    "torch",
+]
 
 
 class Lazy(ModuleType):
@@ -18,6 +28,9 @@ class Lazy(ModuleType):
 
 if TYPE_CHECKING:
     import array_api_compat.torch as array_api_torch
+    import huggingface_hub
+    import huggingface_hub.errors as hub_errors
+    import huggingface_hub.utils as hub_utils
     import numpy as np
     import sklearn
     import sklearn.cluster as sklearn_cluster
@@ -25,6 +38,9 @@ if TYPE_CHECKING:
     import torch
 else:
     array_api_torch = Lazy("array_api_compat.torch")
+    hub_errors = Lazy("huggingface_hub.errors")
+    hub_utils = Lazy("huggingface_hub.utils")
+    huggingface_hub = Lazy("huggingface_hub")
     np = Lazy("numpy")
     sklearn = Lazy("sklearn")
     sklearn_cluster = Lazy("sklearn.cluster")

@@ -213,6 +213,16 @@ class Origin:
         """The reference that means this very file for ever: hf://user/repo@commit/path."""
         return f"hf://{self.repository}@{self.revision}/{self.path}"
 
+    @property
+    def place(self) -> str:
+        """What follows a colon to name it: a folder, or a file under another name than PEFT's."""
+        return self.path.removesuffix("adapter_model.safetensors").rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """How people call it: user/repo or user/repo:place."""
+        return self.repository + (f":{self.place}" if self.place else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -276,7 +286,9 @@ def _opened(A: Array, B: Array, gates: tuple[float, ...]) -> tuple[Array, Array]
 
 
 def source_name(adapter: Adapter) -> str:
-    """A reference without its local directory: what may be published."""
+    """A reference without its local directory or revision: what may be published."""
+    if adapter.origin is not None:
+        return adapter.origin.name
     path = Path(adapter.reference).expanduser()
     return path.resolve().name if path.name in ("", "..") else path.name
 

@@ -20,6 +20,7 @@ from loramerge import errors
 from loramerge.adapter import Adapter
 from loramerge.errors import UsageError
 from loramerge.events import silent
+from loramerge.io._hub import fetch
 from loramerge.io._open import open_adapter
 from loramerge.io._write import staged
 from loramerge.options import Option, did_you_mean
@@ -36,13 +37,13 @@ __all__ = ["Result", "load", "names", "public", "run", "sweep"]
 
 
 def load(reference: str | Path, alpha: float | None = None) -> Adapter:
-    """Open a directory or a .safetensors file; only headers and configs are read.
+    """Open a directory, a .safetensors file, or user/repo on the Hub; only headers are read.
 
-    `alpha` is the lora_alpha of a bare file that does not say it. Raises AdapterError with the
-    reason for anything that is not a readable adapter.
+    A file on the Hub is downloaded when its tensors are needed. `alpha` is the lora_alpha of a bare
+    file that does not say it. Raises AdapterError with the reason for anything that is not a
+    readable adapter, HubError where the Hub does not give it.
     """
-    stated = None if alpha is None else float(alpha)
-    return replace(open_adapter(str(reference), stated), alpha=stated)
+    return open_adapter(str(reference), None if alpha is None else float(alpha))
 
 
 class Result:
@@ -95,6 +96,7 @@ def run(
     """
     named, opened = _named(method, adapters, weights, values)
     plan = make_plan(make_recipe(method, named, values), opened)
+    fetch(opened, silent)
     files = Path(tempfile.mkdtemp(prefix="loramerge-"))
     try:
         report = compute_into(plan, files, "directory", silent)

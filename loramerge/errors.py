@@ -2,6 +2,7 @@
 
 LoramergeError            exit 1
 ├── AdapterError          a file or directory that is not a readable adapter
+├── HubError              the Hub cannot be reached, or refuses what was asked for
 ├── IncompatibleError     adapters that do not belong together, or a method that cannot take them
 ├── OutputError           the result cannot be written where it was asked for
 ├── UsageError            exit 2: the command itself is wrong
@@ -11,6 +12,7 @@ LoramergeError            exit 1
 __all__ = [
     "AdapterError",
     "GateError",
+    "HubError",
     "IncompatibleError",
     "LoramergeError",
     "OutputError",
@@ -32,6 +34,10 @@ class LoramergeError(Exception):
 
 class AdapterError(LoramergeError):
     """A file or directory that is not a readable adapter."""
+
+
+class HubError(LoramergeError):
+    """The Hub cannot be reached, or refuses what was asked for."""
 
 
 class IncompatibleError(LoramergeError):

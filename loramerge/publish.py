@@ -10,6 +10,7 @@ from loramerge.card import card
 from loramerge.engine import run
 from loramerge.errors import OutputError
 from loramerge.events import Listener, silent
+from loramerge.io._hub import fetch
 from loramerge.io._open import layout
 from loramerge.io._write import check_free, staged
 from loramerge.plan import Plan
@@ -29,6 +30,8 @@ def destination(plan: Plan, out: str | None, force: bool) -> Path:
     path = Path(out) if out is not None else Path(default_name(plan))
     final = path.expanduser()
     for adapter in plan.adapters:
+        if adapter.origin is not None:
+            continue  # nothing here that could be replaced
         source = adapter.source.path
         holder = source.parent.resolve()
         taken = holder if Path(adapter.reference).expanduser().is_dir() else holder / source.name
@@ -53,6 +56,9 @@ def default_name(plan: Plan) -> str:
 
 
 def _stem(adapter: Adapter) -> str:
+    if adapter.origin is not None:
+        last = (adapter.origin.place or adapter.origin.repository).rpartition("/")[2]
+        return last.removesuffix(".safetensors")
     path = Path(adapter.reference).expanduser().resolve()
     if path.name == layout(adapter.layout).weights:
         path = path.parent
@@ -89,7 +95,8 @@ def _fingerprint(adapters: Sequence[Adapter]) -> str:
 
 
 def publish(plan: Plan, final: Path, force: bool, listen: Listener = silent) -> Report:
-    """Compute a plan into `final`: all of it, or nothing."""
+    """Compute a plan into `final`: all of it, or nothing. Adapters on the Hub are fetched first."""
+    fetch(plan.adapters, listen)
     with staged(final, force) as directory:
         return compute_into(plan, directory, final.name, listen)
 

@@ -25,13 +25,18 @@ def diff(a: str, b: str, fail_above: float | None, json: bool) -> None:
     --fail-above makes it a gate: exit code 3 if any module differs by more.
     """
     from loramerge.cli.jobs import opened
+    from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
     from loramerge.difference import difference
+    from loramerge.io._hub import fetch
     from loramerge.recipe import Named
 
     if fail_above is not None and not fail_above >= 0:
         raise UsageError(f"diff: --fail-above is {fail_above:g}; it must be >= 0.")
-    found = difference(*opened([Named(a), Named(b)]))
+    adapters = opened([Named(a), Named(b)])
+    with progress(json) as listen:
+        fetch(adapters, listen)
+    found = difference(*adapters)
     ranked = sorted(found.modules, key=lambda module: (-module.relative, module.name))
     if json:
         only = {"only_in_a": list(found.only_a), "only_in_b": list(found.only_b)}

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["opened", "run"]
 
+# Adapters opened at a time: on the Hub each takes three answers one after the other.
+CONNECTIONS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -154,7 +157,8 @@ def _planned(
     from loramerge.publish import default_name, destination
 
     recipes = [make_recipe(name, named, values) for named, _ in jobs]
-    adapters = iter(opened([one for named, _ in jobs for one in named]))
+    every = [one for named, _ in jobs for one in named]
+    adapters = iter(opened(every, look=wishes.dry_run))
     planned: list[tuple[Plan, Path]] = []
     for recipe, (named, directory) in zip(recipes, jobs, strict=True):
         plan = make_plan(recipe, [next(adapters) for _ in named])
@@ -170,17 +174,26 @@ def _planned(
     return planned
 
 
-def opened(named: list[Named]) -> list["Adapter"]:
-    """Every adapter, headers only. Raises with the problems of all that cannot be read."""
+def opened(named: list[Named], *, look: bool = False) -> list["Adapter"]:
+    """Every adapter, headers only. Raises with the problems of all that cannot be read.
+
+    To `look` is to download no tensor, even where a layout would need one to say its scale.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from loramerge.adapter import Adapter
     from loramerge.io._open import open_adapter
 
-    found: list[Adapter] = []
-    problems: list[LoramergeError] = []
-    for one in named:
+    def one(given: Named) -> Adapter | LoramergeError:
         try:
-            found.append(open_adapter(one.reference, one.alpha))
+            return open_adapter(given.reference, given.alpha, look=look)
         except LoramergeError as error:
-            problems.append(error)
+            return error
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        outcomes = list(pool.map(one, named))
+    found = [outcome for outcome in outcomes if isinstance(outcome, Adapter)]
+    problems = [outcome for outcome in outcomes if isinstance(outcome, LoramergeError)]
     if len(problems) > 1:
         messages = " ".join(dict.fromkeys(error.message for error in problems))
         raise type(problems[0])(messages, problems[0].hint)

@@ -1,5 +1,6 @@
 """Commands that only look. None but diff reads a tensor."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from loramerge.adapter import Adapter
 
 __all__ = ["COMMANDS", "card"]
+
+# A scale that is stored beside the weights of an adapter on the Hub.
+UNREAD = "unread"
 
 
 def _json_flag() -> Flag:
@@ -31,7 +35,8 @@ def inspect(adapters: tuple[str, ...], modules: bool, json: bool) -> None:
     from loramerge.cli.jobs import opened
     from loramerge.recipe import Named
 
-    cards = [card(one, modules) for one in opened([Named(reference) for reference in adapters])]
+    found = opened([Named(reference) for reference in adapters], look=True)
+    cards = [card(one, modules) for one in found]
     if json:
         _echo(cards[0] if len(cards) == 1 else {"adapters": cards})
         return
@@ -48,14 +53,19 @@ def card(adapter: "Adapter", modules: bool = False) -> dict[str, Any]:
     result: dict[str, Any] = {
         "adapter": adapter.reference,
         "layout": adapter.layout,
+        "origin": adapter.origin.uri if adapter.origin else None,
         "base_model": adapter.base_model,
+        "licence": adapter.licence,
         "modules": len(found),
         "kinds": dict(Counter(module.kind for module in found)),
         "targets": dict(
             sorted(Counter(module.name.rpartition(".")[2] for module in found).items())
         ),
         "ranks": {str(k): v for k, v in sorted(Counter(module.rank for module in found).items())},
-        "scalings": {f"{k:g}": v for k, v in sorted(Counter(m.scaling for m in found).items())},
+        "scalings": {
+            UNREAD if math.isnan(k) else f"{k:g}": v
+            for k, v in sorted(Counter(m.scaling for m in found).items())
+        },
         "scale_assumed": adapter.scale_assumed,
         "dtypes": list(adapter.dtypes),
         "parameters": parameters,
@@ -66,7 +76,12 @@ def card(adapter: "Adapter", modules: bool = False) -> dict[str, Any]:
     }
     if modules:
         result["each"] = {
-            m.name: {"kind": m.kind, "shape": list(m.shape), "rank": m.rank, "scaling": m.scaling}
+            m.name: {
+                "kind": m.kind,
+                "shape": list(m.shape),
+                "rank": m.rank,
+                "scaling": None if math.isnan(m.scaling) else m.scaling,
+            }
             for m in found
         }
     return result
@@ -78,12 +93,14 @@ def _card_rows(one: Mapping[str, Any]) -> list[Row]:
     size = f"{in_bytes(one['bytes'])}, {', '.join(one['dtypes'])}"
     rows = [
         Row("adapter", one["adapter"]),
+        *([Row("on the Hub", one["origin"])] if one["origin"] else []),
         Row("layout", one["layout"]),
         Row("base model", one["base_model"] or "not stated"),
+        *([Row("licence", one["licence"])] if one["licence"] else []),
         Row("modules", f"{one['modules']}: {_counts(one['targets'])}"),
         Row("kinds", _counts(one["kinds"])),
         Row("rank", _counts(one["ranks"])),
-        Row("scale", _counts(one["scalings"], "x")),
+        Row("scale", UNREAD if UNREAD in one["scalings"] else _counts(one["scalings"], "x")),
         Row("size", f"{one['parameters']:,} parameters, {size}"),
     ]
     rows += [Row("beside it", f"{key}: {role}") for key, role in one["beside_lora"].items()]
@@ -93,9 +110,8 @@ def _card_rows(one: Mapping[str, Any]) -> list[Row]:
     ]
     for name, facts in one.get("each", {}).items():
         shape = "x".join(map(str, facts["shape"]))
-        rows.append(
-            Row("", f"{name}  {facts['kind']} {shape}, rank {facts['rank']}, x{facts['scaling']:g}")
-        )
+        scale = UNREAD if facts["scaling"] is None else f"x{facts['scaling']:g}"
+        rows.append(Row("", f"{name}  {facts['kind']} {shape}, rank {facts['rank']}, {scale}"))
     return rows
 
 

@@ -1,26 +1,22 @@
 """From what a user typed to an Adapter: find the files, tell the layout, read the header."""
 
-import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loramerge.adapter import Adapter
 from loramerge.errors import AdapterError, UsageError, listed
+from loramerge.io._disk import find_on_disk
 from loramerge.io._foreign import recognise
+from loramerge.io._hub import find_on_hub
 from loramerge.io._layout import Given, Layout
-from loramerge.io._source import Source, open_source
+from loramerge.io._reference import hub_reference
+from loramerge.io._source import Source
 from loramerge.registry import layout_names, load
 
 __all__ = ["layout", "layouts", "open_adapter"]
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-# The names PEFT, diffusers and MLX give the weights in a directory, beside checkpoints of others.
-USUAL = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapters.safetensors")
-MAX_CONFIG = 1_000_000
-PERMISSIONS = "check its path and permissions"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def layouts() -> list[Layout]:
@@ -36,92 +32,41 @@ def layout(name: str) -> Layout:
     return found
 
 
-def open_adapter(reference: str, alpha: float | None = None) -> Adapter:
-    """Open a directory or a .safetensors file; only headers and configs are read.
+def open_adapter(reference: str, alpha: float | None = None, *, look: bool = False) -> Adapter:
+    """Open a directory, a .safetensors file or a reference to the Hub; a path that exists wins.
 
-    Raises AdapterError with the reason for anything that is not a readable adapter.
+    Only headers and configs are read. A file on the Hub is downloaded when a tensor of it is read,
+    which reading the alphas of some layouts is; to `look` is to leave them unread. Raises
+    AdapterError with the reason for anything that is not a readable adapter, HubError where the
+    Hub does not give it.
     """
-    path = Path(reference).expanduser()
+    place = None if _exists(reference) else hub_reference(reference)
+    files = find_on_hub(place, look) if place else find_on_disk(reference)
+    found = _detect(files.source, reference, files.config if not files.beside else None)
     try:
-        weights = _weights(path) if path.is_dir() else path
-        if not weights.exists():
-            raise AdapterError(f"{reference} does not exist.", _elsewhere(reference))
-    except OSError as error:
-        raise AdapterError(f"{reference} cannot be read: {error.strerror}.", PERMISSIONS) from None
-    if weights.suffix in PICKLES:
-        raise AdapterError(
-            f"{weights} is a pickle ({weights.suffix}), which can run code when it is opened.",
-            "save it as .safetensors: model.save_pretrained(..., safe_serialization=True)",
-        )
-    source = open_source(weights)
-    config = _config(weights.parent / CONFIG)
-    beside = weights.name != WEIGHTS
-    found = _detect(source, reference, config if not beside else None)
-    try:
-        return found.read(Given(reference, source, config, beside, alpha))
+        adapter = found.read(Given(reference, files.source, files.config, files.beside, alpha))
     except AdapterError as error:
         if reference in error.message:
             raise
         raise AdapterError(f"{reference}: {error.message}", error.hint) from None
+    if files.source.unread:
+        adapter = _unscaled(adapter)
+    return replace(adapter, alpha=alpha, origin=files.origin, licence=files.licence)
 
 
-def _elsewhere(reference: str) -> str:
-    """What may have been meant by a path that is not there."""
-    parts = reference.split("/")
-    if (
-        len(parts) == 2
-        and all(parts)
-        and "." not in parts[0]
-        and not parts[1].endswith(".safetensors")
-    ):
-        return (
-            f"if it is on the Hub, fetch it first: hf download {reference} --local-dir {parts[1]}"
-        )
-    return f"see what is there: ls {Path(reference).parent}"
-
-
-def _weights(directory: Path) -> Path:
-    """The one weights file of a directory. Raises AdapterError when there is none or no telling."""
-    for name in USUAL:
-        if (directory / name).is_file():
-            return directory / name
-    files = sorted(directory.glob("*.safetensors"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        names = [str(file) for file in files]
-        raise AdapterError(
-            f"{directory} holds {len(files)} safetensors files: {listed(names)}.",
-            f"name one of them, for example: {names[0]}",
-        )
-    for name in ("adapter_model.bin", "*.bin", "*.pt"):
-        if pickles := sorted(directory.glob(name)):
-            return pickles[0]
-    deeper = sorted(directory.glob(f"*/{WEIGHTS}"))
-    raise AdapterError(
-        f"{directory} holds no adapter: no {WEIGHTS} and no other .safetensors file.",
-        f"name the directory that does, for example: {deeper[0].parent}"
-        if deeper
-        else "name the directory that holds adapter_config.json",
-    )
-
-
-def _config(path: Path) -> Mapping[str, Any] | None:
-    """The adapter_config.json beside a weights file, None without one."""
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_CONFIG:
-        raise AdapterError(f"{path} is larger than {MAX_CONFIG:,} bytes.", "save the adapter again")
+def _exists(reference: str) -> bool:
+    """Whether the text is a path here, even one that the system refuses to look at."""
     try:
-        config = json.loads(path.read_bytes().decode())
-        json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
-    except OSError as error:
-        raise AdapterError(f"{path} cannot be read: {error.strerror}.", PERMISSIONS) from None
-    except (ValueError, RecursionError):
-        raise AdapterError(f"{path} is not JSON.", "save the adapter again") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} is not a JSON object.", "save the adapter again")
-    return config
+        return Path(reference).expanduser().exists()
+    except OSError:
+        return True
+
+
+def _unscaled(adapter: Adapter) -> Adapter:
+    """The adapter with scales that are no numbers: those the layout saw stood for unread ones."""
+    modules = {name: replace(m, scaling=math.nan) for name, m in adapter.modules.items()}
+    note = "its alphas or gates are stored as tensors, which stay unread until it is downloaded"
+    return replace(adapter, modules=modules, assumed=(note,))
 
 
 def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) -> Layout:

@@ -7,13 +7,14 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from loramerge._lazy import np
 from loramerge.adapter import Array, TensorInfo
 from loramerge.errors import AdapterError
 from loramerge.io._header import header_length, parse, shown
 
-__all__ = ["FLOATS", "Source", "decode", "open_source"]
+__all__ = ["FLOATS", "Handle", "OnDisk", "Source", "decode", "open_source", "source_of"]
 
 # What a low-rank factor may be stored as.
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
@@ -26,15 +27,42 @@ SCALARS = {
 }
 
 
-class Handle:
-    """An open file descriptor, closed with its last owner."""
+class Handle(Protocol):
+    """The bytes of a file by position, wherever it is."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def read_at(self, count: int, start: int) -> bytes:
+        """Up to `count` bytes from `start` on; none where the file ends before."""
+
+    def close(self) -> None:
+        """Let go of it; once is enough."""
+
+
+class OnDisk:
+    """An open file, closed with its last owner."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._number = -1
+        try:
+            # Without O_NONBLOCK a pipe would wait for its other end.
+            self._number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            facts = os.fstat(self._number)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if not stat.S_ISREG(facts.st_mode):
+            raise AdapterError(f"{path} is not a regular file.", "save it to disk first")
+        self.size = facts.st_size
+
+    def read_at(self, count: int, start: int) -> bytes:
+        """Up to `count` bytes from `start` on. Raises AdapterError where the system refuses."""
+        try:
+            return os.pread(self._number, count, start)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
 
     def close(self) -> None:
         """Close it; once is enough."""
-        number, self.number = self.number, -1
+        number, self._number = self._number, -1
         if number >= 0:
             os.close(number)
 
@@ -47,7 +75,8 @@ class Source:
     """An open safetensors file: header known, tensors read by offset, never mapped.
 
     Reading by offset keeps the memory of a run at what it asked for, and a file replaced while
-    it is read cannot crash the process.
+    it is read cannot crash the process. Where only the header may be looked at, `unread` collects
+    the keys whose numbers were asked for all the same.
     """
 
     path: Path
@@ -56,13 +85,14 @@ class Source:
     size: int
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    unread: list[str] | None = None
 
     def read(self, key: str) -> bytes:
         """The stored bytes of one tensor. Raises AdapterError where the file no longer has them."""
         info = self.tensors[key]
         start, left, pieces = self.data_start + info.start, info.nbytes, []
         while left:
-            piece = _pread(self.path, self.handle.number, min(left, ONE_READ), start)
+            piece = self.handle.read_at(min(left, ONE_READ), start)
             if not piece:
                 raise AdapterError(f"{self.path} was shortened while it was read.", "run it again")
             pieces.append(piece)
@@ -88,8 +118,15 @@ class Source:
         return self.scalars(key)[0]
 
     def scalars(self, key: str) -> tuple[float, ...]:
-        """A few stored numbers without numpy. Raises AdapterError where they are none."""
-        info, data = self.tensors[key], self.read(key)
+        """A few stored numbers without numpy, ones in place of those that stay unread.
+
+        Raises AdapterError where they are none.
+        """
+        info = self.tensors[key]
+        if self.unread is not None:
+            self.unread.append(key)
+            return (1.0,) * math.prod(info.shape)
+        data = self.read(key)
         if info.dtype == "BF16":
             halves = [data[place : place + 2] for place in range(0, len(data), 2)]
             return tuple(struct.unpack("<f", b"\0\0" + half)[0] for half in halves)
@@ -102,7 +139,7 @@ class Source:
     def chunks(self, size: int = 1 << 18) -> Iterator[bytes]:
         """The whole file from its first byte, for hashing."""
         for start in range(0, self.size, size):
-            yield _pread(self.path, self.handle.number, size, start)
+            yield self.handle.read_at(size, start)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -114,18 +151,18 @@ def open_source(path: Path) -> Source:
 
     Raises AdapterError with one sentence for everything that is not a well-formed file.
     """
-    try:
-        # Without O_NONBLOCK a pipe would wait for its other end.
-        handle = Handle(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        facts = os.fstat(handle.number)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if not stat.S_ISREG(facts.st_mode):
-        raise AdapterError(f"{path} is not a regular file.", "save it to disk first")
-    size = facts.st_size
-    length = header_length(path, _pread(path, handle.number, 64, 0), size)
-    tensors, metadata = parse(path, _pread(path, handle.number, length, 8), size - 8 - length)
-    return Source(path, handle, 8 + length, size, tensors, metadata)
+    handle = OnDisk(path)
+    return source_of(path, handle, handle.size)
+
+
+def source_of(path: Path, handle: Handle, size: int, look: bool = False) -> Source:
+    """The checked header of a file of `size` bytes; `path` is what messages call it.
+
+    To `look` is to leave all tensors unread.
+    """
+    length = header_length(path, handle.read_at(64, 0), size)
+    tensors, metadata = parse(path, handle.read_at(length, 8), size - 8 - length)
+    return Source(path, handle, 8 + length, size, tensors, metadata, [] if look else None)
 
 
 def decode(data: bytes | memoryview, dtype: str, key: str) -> Array:
@@ -140,13 +177,6 @@ def decode(data: bytes | memoryview, dtype: str, key: str) -> Array:
         f"{shown(key)} is stored as {dtype}; low-rank factors must be F64, F32, F16 or BF16.",
         QUANTISED,
     )
-
-
-def _pread(path: Path, descriptor: int, count: int, start: int) -> bytes:
-    try:
-        return os.pread(descriptor, count, start)
-    except OSError as error:
-        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: OSError) -> AdapterError:

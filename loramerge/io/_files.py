@@ -1,0 +1,77 @@
+"""Which files make an adapter: the names of weights, config and card, on disk as on the Hub."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loramerge.adapter import Origin
+from loramerge.errors import AdapterError
+from loramerge.io._source import Source
+
+__all__ = ["Found", "is_pickle", "licence", "parsed", "pick"]
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
+SUFFIX = ".safetensors"
+# The names PEFT, diffusers and MLX give the weights in a directory, beside checkpoints of others.
+USUAL = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapters.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Bytes of a config or a card; those seen have a few thousand.
+TEXT_LIMIT = 1_000_000
+AGAIN = "save the adapter again"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of one adapter: opened weights, the config with them, and what the Hub says.
+
+    `beside` tells that the config lies beside weights of another name than PEFT's.
+    """
+
+    source: Source
+    config: Mapping[str, Any] | None
+    beside: bool
+    origin: Origin | None = None
+    licence: str | None = None
+
+
+def pick(names: Iterable[str]) -> str | None:
+    """The weights file among the names in one folder; None where there is none or no telling."""
+    files = [name for name in names if name.endswith(SUFFIX)]
+    for usual in USUAL:
+        if usual in files:
+            return usual
+    return files[0] if len(files) == 1 else None
+
+
+def parsed(where: object, text: bytes) -> Mapping[str, Any]:
+    """An adapter_config.json. Raises AdapterError for anything but a JSON object."""
+    if len(text) > TEXT_LIMIT:
+        raise AdapterError(f"{where} is larger than {TEXT_LIMIT:,} bytes.", AGAIN)
+    try:
+        config = json.loads(text.decode())
+        json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
+    except (ValueError, RecursionError):
+        raise AdapterError(f"{where} is not JSON.", AGAIN) from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{where} is not a JSON object.", AGAIN)
+    return config
+
+
+def is_pickle(where: object) -> AdapterError:
+    """The refusal of a file that is no safetensors file but may run code."""
+    suffix = str(where)[str(where).rindex(".") :]
+    return AdapterError(
+        f"{where} is a pickle ({suffix}), which can run code when it is opened.",
+        "save it as .safetensors: model.save_pretrained(..., safe_serialization=True)",
+    )
+
+
+def licence(card: bytes) -> str | None:
+    """The licence that the front matter of a model card states, None without one."""
+    front = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", card.decode("utf-8-sig", "replace"), re.S)
+    found = front and re.search(r"^license:[ \t]*[\"']?([\w.+-]+)[\"']?\s*$", front[1], re.M)
+    return found[1] if found else None

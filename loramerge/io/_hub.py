@@ -1,0 +1,268 @@
+"""Adapters on the Hub: one commit, what it holds, its config, the start of its weights file.
+
+Three requests tell all that a header holds: the listing at one commit, the config, and the start
+of the weights file. That file itself comes into the Hub's cache, whole, when a tensor is read.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Self, cast
+
+from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
+from loramerge.adapter import Adapter, Origin
+from loramerge.errors import HubError
+from loramerge.events import Advanced, Listener, Started, silent
+from loramerge.io._files import CARD, CONFIG, TEXT_LIMIT, WEIGHTS, Found, licence, parsed
+from loramerge.io._header import MAX_HEADER
+from loramerge.io._hub_client import client, headers, patiently
+from loramerge.io._hub_errors import explained
+from loramerge.io._hub_listing import weights_among
+from loramerge.io._reference import HubReference
+from loramerge.io._source import OnDisk, Source, open_source, source_of
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
+__all__ = ["fetch", "find_on_hub"]
+
+# How much of a weights file is asked for to see its header: a floor, and a share of its size that
+# headers exceed only where tensors have less than some 2 kB each. Reading stops with the header.
+HEAD, SHARE = 1 << 18, 16
+# Connections at a time; downloads wait for the network, not for each other.
+PARALLEL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as the Hub lists it: bytes, and the sha256 of one kept outside git."""
+
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository at one commit; `name` is its own, where it was asked for by an old one."""
+
+    asked: HubReference
+    name: str
+    commit: str
+    files: Mapping[str, Listed]
+    licence: str | None
+
+    def cached(self, path: str) -> Path | None:
+        """Where a file lies in the Hub's cache, None where it does not."""
+        found = huggingface_hub.try_to_load_from_cache(
+            self.asked.repository, path, revision=self.commit
+        )
+        return Path(found) if isinstance(found, str) else None
+
+    def read(self, path: str) -> bytes:
+        """A small file, cut where nobody reads on."""
+        here = self.cached(path)
+        if here is None:
+            limit = TEXT_LIMIT + 1
+            return patiently(lambda: self._start(path, lambda head: limit, limit))[0]
+        with here.open("rb") as file:
+            return file.read(TEXT_LIMIT + 1)
+
+    def open(self, path: str, look: bool) -> Source:
+        """The header of a weights file, from the cache or from afar."""
+        here = self.cached(path)
+        if here is not None:
+            return open_source(here)
+        limit = max(HEAD, (self.files[path].size or 0) // SHARE)
+        head, size = patiently(lambda: self._start(path, _header, limit))
+        if len(head) < min(_header(head), size):
+            head, size = patiently(lambda: self._start(path, _header))
+        return source_of(Path(str(self.asked.at(path))), OnHub(self, path, head, size), size, look)
+
+    def _start(
+        self, path: str, needed: Callable[[bytes], int], limit: int = 8 + MAX_HEADER
+    ) -> tuple[bytes, int]:
+        """How a file begins, as far as its own beginning says is `needed`, and its size."""
+        url = huggingface_hub.hf_hub_url(
+            self.asked.repository, path, revision=self.commit, endpoint=client().endpoint
+        )
+        wanted = {**headers(), "Range": f"bytes=0-{limit - 1}", "Accept-Encoding": "identity"}
+        head = b""
+        with hub_utils.get_session().stream("GET", url, headers=wanted) as response:
+            hub_utils.hf_raise_for_status(response)
+            whole = response.headers.get("content-range", "").rpartition("/")[2]
+            size = int(whole or response.headers["content-length"])
+            for piece in response.iter_bytes():
+                head += piece
+                if len(head) >= min(needed(head), limit):
+                    break
+        return head[: min(needed(head), limit)], size
+
+    def download(self, path: str, listen: Listener) -> Path:
+        """Bring a file into the cache, and where it lies there."""
+
+        def at(revision: str) -> Path:
+            return Path(
+                client().hf_hub_download(
+                    self.asked.repository, path, revision=revision, tqdm_class=_bar(listen)
+                )
+            )
+
+        # By the name that was asked for, so that it is found by that name without a network.
+        found = patiently(lambda: at(self.asked.revision or "main"))
+        if self.commit not in found.parts:
+            found = patiently(lambda: at(self.commit))  # the branch has moved on meanwhile
+        return found
+
+
+def _header(head: bytes) -> int:
+    """Bytes that hold the header of a weights file which begins so."""
+    return max(64, 8 + int.from_bytes(head[:8], "little"))
+
+
+class OnHub:
+    """A weights file on the Hub: its start is at hand, the rest when something of it is read."""
+
+    def __init__(self, repository: Repository, path: str, head: bytes, size: int) -> None:
+        self.repository, self.path, self.size = repository, path, size
+        self._head = head
+        self._whole: OnDisk | None = None
+        self._lock = threading.Lock()
+
+    def read_at(self, count: int, start: int) -> bytes:
+        """Up to `count` bytes from `start` on. Raises HubError where they cannot be had."""
+        stop = min(start + count, self.size)
+        if stop <= len(self._head):
+            return self._head[start:stop]
+        return self.fetch(silent).read_at(count, start)
+
+    @property
+    def missing(self) -> int:
+        """Bytes to download before tensors can be read."""
+        return 0 if self._whole else self.size
+
+    def fetch(self, listen: Listener) -> OnDisk:
+        """The file in the cache, downloaded now if it is not there, with what lies beside it."""
+        repository = self.repository
+        with self._lock, explained(str(repository.asked), repository.asked.repository):
+            if self._whole is None:
+                for path in (_beside(self.path, CONFIG), CARD):
+                    if path in repository.files:
+                        repository.download(path, silent)
+                whole = OnDisk(repository.download(self.path, listen))
+                if whole.size != self.size:
+                    raise HubError(
+                        f"{whole.path} has {whole.size:,} bytes, not the {self.size:,} of the Hub.",
+                        f"delete it and type it again: rm {whole.path}",
+                    )
+                self._whole = whole
+            return self._whole
+
+    def close(self) -> None:
+        """Let go of what was downloaded; it stays in the cache."""
+        if self._whole is not None:
+            self._whole.close()
+
+
+def find_on_hub(reference: HubReference, look: bool = False) -> Found:
+    """The files of an adapter in a repository, all at one commit; no tensor is downloaded.
+
+    To `look` is never to download one. Raises HubError where the Hub does not give them,
+    AdapterError where there are none or no telling which.
+    """
+    with explained(str(reference), reference.repository):
+        found = _looked_up(reference)
+        path = weights_among(found.files, reference)
+        beside = _beside(path, CONFIG)
+        config = parsed(reference.at(beside), found.read(beside)) if beside in found.files else None
+        return Found(
+            source=found.open(path, look),
+            config=config,
+            beside=path.rpartition("/")[2] != WEIGHTS,
+            origin=Origin(found.name, found.commit, path, found.files[path].sha256),
+            licence=found.licence,
+        )
+
+
+def _beside(path: str, name: str) -> str:
+    """A file of that name in the same folder."""
+    return path[: path.rfind("/") + 1] + name
+
+
+def _looked_up(reference: HubReference) -> Repository:
+    """The repository at the commit that its revision means now, or meant when last downloaded."""
+    try:
+        facts = patiently(
+            lambda: client().model_info(
+                reference.repository, revision=reference.revision, files_metadata=True
+            )
+        )
+    except hub_errors.OfflineModeIsEnabled:
+        return _kept(reference)
+    files = {
+        one.rfilename: Listed(one.size, one.lfs.sha256 if one.lfs else None)
+        for one in facts.siblings or ()
+    }
+    stated = facts.card_data.get("license") if facts.card_data else None
+    terms = stated if isinstance(stated, str) else None
+    return Repository(reference, facts.id, str(facts.sha), files, terms)
+
+
+def _kept(reference: HubReference) -> Repository:
+    """The repository as far as it is in the cache."""
+    root = Path(
+        huggingface_hub.snapshot_download(
+            reference.repository,
+            revision=reference.revision,
+            local_files_only=True,
+            allow_patterns=[],
+        )
+    )
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    files = {path.relative_to(root).as_posix(): _listed(path) for path in paths}
+    card = root / CARD
+    terms = licence(card.read_bytes()[:TEXT_LIMIT]) if CARD in files else None
+    return Repository(reference, reference.repository, root.name, files, terms)
+
+
+def _listed(path: Path) -> Listed:
+    """A file of the cache: it is a link to one that is named by its sha256, if it is large."""
+    name = path.resolve().name
+    return Listed(path.stat().st_size, name if len(name) == 64 else None)
+
+
+def fetch(adapters: Iterable[Adapter], listen: Listener) -> None:
+    """Download the weights of those adapters that are on the Hub and not yet in its cache."""
+    handles = [a.source.handle for a in adapters if isinstance(a.source, Source)]
+    missing = [handle for handle in handles if isinstance(handle, OnHub) and handle.missing]
+    if not missing:
+        return
+    listen(Started("downloading", sum(handle.missing for handle in missing)))
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        list(pool.map(lambda handle: handle.fetch(listen), missing))
+
+
+def _bar(listen: Listener) -> "type[tqdm[NoReturn]]":
+    """What the client takes for a progress bar: it shows nothing, and tells how much has come."""
+
+    class Bar:
+        def __init__(self, **facts: object) -> None:
+            self.total, self.n = facts.get("total"), facts.get("initial", 0)
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *reason: object) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *anything, **more: None
+
+        def update(self, n: float = 1) -> None:
+            listen(Advanced(int(n)))
+
+        def update_transfer(self, n: float) -> None:
+            """Bytes on the wire, fewer than those of the file where it knows some of them."""
+
+    return cast("type[tqdm[NoReturn]]", Bar)
