@@ -119,13 +119,12 @@ def test_a_missing_path_says_where_to_look(tmp_path: Path) -> None:
     assert error.hint == f"see what is there: ls {tmp_path / 'no'}"
 
 
-def test_what_looks_like_a_name_on_the_hub_gets_the_line_that_fetches_it(
+def test_a_path_that_may_be_one_in_a_repository_gets_the_reference_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refusal(Path("someone/lora")).hint == (
-        "if it is on the Hub, fetch it first: hf download someone/lora --local-dir lora"
-    )
+    hint = "if it is on the Hub, type: someone/lora:sub/x.safetensors"
+    assert refusal(Path("someone/lora/sub/x.safetensors")).hint == hint
 
 
 def test_a_directory_of_directories_names_one_that_holds_an_adapter(tmp_path: Path) -> None:
@@ -155,11 +154,11 @@ def test_a_config_too_large_to_be_one_is_refused(tmp_path: Path) -> None:
 def test_what_may_not_be_read_is_said_in_the_systems_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(self: Path) -> bytes:
+    def refusing(self: Path, mode: str) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     path = write_peft(tmp_path / "a", PLAIN)
-    monkeypatch.setattr(Path, "read_bytes", refusing)  # root may read anything, and may run this
+    monkeypatch.setattr(Path, "open", refusing)  # root may read anything, and may run this
     error = refusal(path)
     assert "adapter_config.json cannot be read: Permission denied." in error.message
     assert error.hint == "check its path and permissions"

@@ -7,6 +7,7 @@ of the weights file. That file itself comes into the Hub's cache, whole, when a 
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, cast
@@ -31,6 +32,8 @@ __all__ = ["fetch", "find_on_hub"]
 # How much of a weights file is asked for to see its header: a floor, and a share of its size that
 # headers exceed only where tensors have less than some 2 kB each. Reading stops with the header.
 HEAD, SHARE = 1 << 18, 16
+# No byte of a range exists.
+EMPTY = 416
 # Connections at a time; downloads wait for the network, not for each other.
 PARALLEL = 4
 
@@ -90,6 +93,8 @@ class Repository:
         wanted = {**headers(), "Range": f"bytes=0-{limit - 1}", "Accept-Encoding": "identity"}
         head = b""
         with hub_utils.get_session().stream("GET", url, headers=wanted) as response:
+            if response.status_code == EMPTY:
+                return b"", 0
             hub_utils.hf_raise_for_status(response)
             whole = response.headers.get("content-range", "").rpartition("/")[2]
             size = int(whole or response.headers["content-length"])
@@ -109,11 +114,13 @@ class Repository:
                 )
             )
 
-        # By the name that was asked for, so that it is found by that name without a network.
-        found = patiently(lambda: at(self.asked.revision or "main"))
-        if self.commit not in found.parts:
-            found = patiently(lambda: at(self.commit))  # the branch has moved on meanwhile
-        return found
+        # By the name that was asked for, so that it is found by that name without a network;
+        # unless the branch has moved on meanwhile.
+        with suppress(hub_errors.RemoteEntryNotFoundError, hub_errors.RevisionNotFoundError):
+            found = patiently(lambda: at(self.asked.revision or "main"))
+            if self.commit in found.parts:
+                return found
+        return patiently(lambda: at(self.commit))
 
 
 def _header(head: bytes) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["explained"]
 
 # Packages whose exceptions mean that the other end was not reached, or fell silent.
-TRANSPORT = frozenset(("httpcore", "httpx", "httpx2"))
+TRANSPORT = frozenset(("httpx", "httpx2"))
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 LOGIN = "log in first: hf auth login"
 AGAIN = "type it again: what has arrived is kept"
@@ -66,18 +66,19 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
     return _unreached(error, what) if _is_transport(error) else None
 
 
-def _is_transport(error: BaseException) -> bool:
+def _is_transport(error: BaseException | None) -> bool:
     return type(error).__module__.partition(".")[0] in TRANSPORT
 
 
 def _unreached(error: Exception, what: str) -> HubError:
     """Nobody answered: for want of a network, or because nobody was to be asked."""
-    if isinstance(error.__cause__ or error, hub_errors.OfflineModeIsEnabled):
-        return HubError(
-            f"{what} is not among what was downloaded before, and HF_HUB_OFFLINE is set.",
-            f"unset HF_HUB_OFFLINE, or where there is a network type: loramerge pull {what}",
-        )
-    return HubError(f"{client().endpoint} cannot be reached.", f"check the network, or {CACHED}")
+    if _is_transport(error) or _is_transport(error.__cause__):
+        hint = f"check the network, or {CACHED}"
+        return HubError(f"{client().endpoint} cannot be reached.", hint)
+    return HubError(
+        f"{what} is not among what was downloaded before, and HF_HUB_OFFLINE is set.",
+        f"unset HF_HUB_OFFLINE, or where there is a network type: loramerge pull {what}",
+    )
 
 
 def _refused(error: "HfHubHTTPError", what: str, repository: str) -> HubError:
