@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from loramerge.adapter import LowRank, Updates
+from loramerge.algorithms.squeeze import SqueezeOptions, squeeze
 from loramerge.linalg import dense
 from loramerge.linalg.dense import compress
 from tests.backends import BACKENDS
@@ -109,3 +111,14 @@ def test_torch_finds_what_numpy_finds(
     gap = np.linalg.norm(theirs.B @ theirs.A - ours.B @ ours.A) / np.linalg.norm(ours.B @ ours.A)
     # float32 products in another order; blocks not made orthogonal to those before give 4e-4
     assert gap < 5e-6
+
+
+def test_squeeze_of_an_update_of_full_rank_is_near_the_best(rng: np.random.Generator) -> None:
+    m, n, rank = 1100, 1060, 8
+    W = flat_spectrum(rng, m, n)[:1]
+    whole = LowRank(A=W, B=np.eye(m, dtype=np.float32)[None])
+    updates = Updates((whole,), (1.0,), (1.0,), rank=rank)
+    found = squeeze(updates, SqueezeOptions()).truncated(rank)
+    gap = np.linalg.norm(W[0] - found.B[0].astype(np.float64) @ found.A[0].astype(np.float64))
+    # what the option promises
+    assert gap <= 1.001 * least_error(W, rank)[0]

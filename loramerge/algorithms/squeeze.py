@@ -6,6 +6,7 @@ from msgspec import Meta
 
 from loramerge.adapter import Updates
 from loramerge.errors import GateError
+from loramerge.linalg.dense import SMALL, compress
 from loramerge.linalg.factors import concat
 from loramerge.linalg.spectrum import Spectrum, decompose, randomized
 from loramerge.options import Options
@@ -28,8 +29,9 @@ class SqueezeOptions(Options, frozen=True):
     svd: Annotated[
         Literal["exact", "randomized"],
         Meta(
-            description="exact: from the factors, optimal and faster. randomized: the paper's, for "
-            "comparison; it needs --rank."
+            description="exact: from the factors, optimal and faster; of an update of full rank (a "
+            "DoRA, an extracted one) by a Krylov space, within 0.1 % of the optimum. randomized: "
+            "the paper's, for comparison; it needs --rank."
         ),
     ] = "exact"
     oversample: Annotated[
@@ -90,6 +92,11 @@ def squeeze(updates: Updates, options: SqueezeOptions) -> Spectrum:
     """
     update = concat(updates.factors, updates.weights)
     if options.svd == "exact":
-        return decompose(update)
+        whole = update.rank >= min(update.B.shape[-2], update.A.shape[-1]) > SMALL
+        return (
+            compress(update.B @ update.A, updates.rank, updates.seed)
+            if whole
+            else decompose(update)
+        )
     assert updates.rank is not None  # needs_rank
     return randomized(update, updates.rank, options.oversample, options.power, updates.seed)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -10,8 +11,10 @@ from loramerge._version import __version__
 from loramerge.errors import UsageError
 from loramerge.options import did_you_mean
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "written"]
 
+# The files that hold the commands written by hand, each in a table COMMANDS.
+WRITTEN = {"Look": ("look",), "Change form": ("baking",)}
 # What other tools call it.
 ELSEWHERE = {
     "add": "arithmetic",
@@ -37,11 +40,11 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """One command, or None."""
-        from loramerge.cli.look import COMMANDS
         from loramerge.cli.methods import command
 
-        if name in COMMANDS:
-            return COMMANDS[name]
+        for found in written().values():
+            if name in found:
+                return found[name]
         return command(name) if name in self.list_commands(ctx) else None
 
     def resolve_command(
@@ -73,7 +76,6 @@ class Commands(click.Group):
 
 def _groups() -> dict[str, dict[str, str]]:
     """Every command with its summary, by what it does; no command is made for it."""
-    from loramerge.cli.look import COMMANDS
     from loramerge.registry import methods
 
     merge: dict[str, str] = {}
@@ -82,8 +84,20 @@ def _groups() -> dict[str, dict[str, str]]:
         found = merge if method.takes == "many" else compress
         found[method.name] = method.summary
         found.update({preset.name: preset.summary for preset in method.presets})
-    look = {name: found.short_help or found.help or "" for name, found in COMMANDS.items()}
-    return {"Merge (many adapters to one)": merge, "Compress (one adapter)": compress, "Look": look}
+    by_hand = {
+        title: {name: found.short_help or found.help or "" for name, found in commands.items()}
+        for title, commands in written().items()
+    }
+    return {"Merge (many adapters to one)": merge, "Compress (one adapter)": compress, **by_hand}
+
+
+def written() -> dict[str, dict[str, click.Command]]:
+    """The commands written by hand, by the heading that help lists them under."""
+    found: dict[str, dict[str, click.Command]] = {}
+    for title, modules in WRITTEN.items():
+        tables = [import_module(f"loramerge.cli.{module}").COMMANDS for module in modules]
+        found[title] = {name: one for table in tables for name, one in table.items()}
+    return found
 
 
 @click.command(

@@ -43,7 +43,7 @@ FIELDS: Mapping[str, Variant] = {
             "use_dora",
             "DoRA",
             "its magnitudes act on the sum of base weight and update, which needs the base model",
-            INTO_BASE,
+            "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
         ),
         (
             "lora_bias",

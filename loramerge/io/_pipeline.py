@@ -40,7 +40,7 @@ BUNDLED = "bundle_emb."
 DORA = Variant(
     "DoRA (dora_scale)",
     "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "merge it into its base model with the tool that trained it",
+    "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
 )
 # Metadata that stays true of a result where all sources agree on it. The rest describes one
 # training run, or holds hashes and paths that would be stale or private.

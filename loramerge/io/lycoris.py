@@ -116,6 +116,8 @@ def _module(source: Source, name: str, roles: dict[str, str]) -> tuple[Module, b
             )
         module = pair(name, own, source.tensors[own["A"]], source.tensors[own["B"]], "linear")
         divisor = module.rank
+    if "dora_scale" in roles:
+        module = replace(module, keys={**module.keys, "dora_scale": roles["dora_scale"]})
     alpha = alpha_of(source, roles)
     if not divisor or not alpha:
         return module, not divisor

@@ -34,7 +34,7 @@ GRAMMAR = Grammar(
 DORA = Variant(
     "DoRA (m)",
     "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "merge it into its base model: mlx_lm.fuse --model MODEL --adapter-path DIRECTORY",
+    "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
 )
 # What mlx-lm calls a layer of experts; transformers numbers them in `experts`.
 SWITCH, EXPERTS = (
@@ -109,7 +109,7 @@ def _scale(
 
 def _modules(source: TensorSource, name: str, roles: Mapping[str, str]) -> list[Module]:
     A, B = source.tensors[roles["A"]], source.tensors[roles["B"]]
-    keys = {part: roles[part] for part in ("A", "B")}
+    keys = {part: roles[part] for part in ("A", "B", "magnitude") if part in roles}
     if len(A.shape) == 3:
         experts = A.shape[0]
         if B.shape[:1] != A.shape[:1] or SWITCH not in name:

@@ -8,7 +8,7 @@ from typing import Any
 
 from loramerge.adapter import Adapter, Extra, Kind, Module
 from loramerge.errors import AdapterError, listed
-from loramerge.io._grammar import Grammar, check_pairs, factor_shapes, pair
+from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 from loramerge.io._peft_config import facts, portable_config, rank_pattern, scale_of, tails
 from loramerge.io._peft_experts import experts, stacked, targets
@@ -24,6 +24,7 @@ GRAMMAR = Grammar(
         ("B", re.compile(NAME + r"\.lora_B" + LABEL + r"\.weight")),
         ("embedding_A", re.compile(NAME + r"\.lora_embedding_A" + LABEL)),
         ("embedding_B", re.compile(NAME + r"\.lora_embedding_B" + LABEL)),
+        ("magnitude", re.compile(NAME + r"\.lora_magnitude_vector(\.[^.]+)*")),
     )
 )
 KINDS: tuple[tuple[Kind, str, str], ...] = (
@@ -115,6 +116,8 @@ def _modules(source: Source, where: str) -> dict[str, Module]:
             if a not in roles:
                 continue
             name, keys = clean(stored), {"A": roles[a], "B": roles[b]}
+            if "magnitude" in roles:
+                keys["magnitude"] = roles["magnitude"]
             if name in modules:
                 raise AdapterError(
                     f"{where} holds {name} twice: {modules[name].keys['A']}, {keys['A']}.",
@@ -122,6 +125,9 @@ def _modules(source: Source, where: str) -> dict[str, Module]:
                 )
             A, B = source.tensors[keys["A"]], source.tensors[keys["B"]]
             modules[name] = pair(name, keys, A, B, kind)
+    check_owners(
+        {name: roles for name, roles in groups.items() if "embedding_A" not in roles}, "A", where
+    )
     if not modules:
         raise AdapterError(
             f"{where} holds no lora_A and lora_B tensors, but {listed(list(source.tensors), 3)}.",

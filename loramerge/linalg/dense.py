@@ -4,7 +4,7 @@ from loramerge.adapter import Array
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace
 from loramerge.linalg.spectrum import Spectrum
 
-__all__ = ["compress"]
+__all__ = ["SMALL", "compress"]
 
 # Up to this many rows or columns the exact way takes less than a second.
 SMALL = 1024

@@ -1,0 +1,124 @@
+"""A model's own weights: one safetensors file or shards with an index, tensors on demand."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramerge.adapter import Array, TensorInfo
+from loramerge.errors import AdapterError, listed
+from loramerge.io._source import FLOATS, Source, open_source
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+INDEX = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
+MAX_INDEX = 50_000_000
+# What quantisers store beside or instead of a weight.
+QUANTISED = (
+    *(".qweight", ".qzeros", ".scales", ".absmax", ".quant_map", ".weight_scale"),
+    *(".weight_scale_inv", ".SCB", ".weight_format"),
+)
+# What wrappers put before the names of a model, in checkpoints or in adapters.
+PREFIXES = ("", "model.", "transformer.", "base_model.", "language_model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An open model: which shard holds which tensor. A TensorSource over all of them."""
+
+    path: Path
+    shards: tuple[Source, ...]
+    holders: Mapping[str, Source]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by key."""
+        return {key: shard.tensors[key] for key, shard in self.holders.items()}
+
+    def read(self, key: str) -> bytes:
+        """The stored bytes of one tensor."""
+        return self.holders[key].read(key)
+
+    def array(self, key: str) -> Array:
+        """One tensor as a float32 array, in its stored shape."""
+        return self.holders[key].array(key)
+
+    def chunks(self) -> Iterator[bytes]:
+        """All files one after the other, for hashing."""
+        for shard in self.shards:
+            yield from shard.chunks()
+
+    def weight(self, module: str) -> str | None:
+        """The key of a module's weight, whatever wrapper names differ by; None without one."""
+        for prefix in PREFIXES:
+            for name in (prefix + module, module.removeprefix(prefix) if prefix else module):
+                for key in (f"{name}.weight", name):
+                    if key in self.holders:
+                        return key
+        return None
+
+
+def open_checkpoint(reference: str) -> Checkpoint:
+    """Open a model's directory, its index, or one file; only headers are read.
+
+    Raises AdapterError for what is no checkpoint, for shards outside its directory, and for
+    quantised weights, which hold no numbers a delta weight could be added to.
+    """
+    path = Path(reference).expanduser()
+    directory = path if path.is_dir() else path.parent
+    files = _files(path, reference)
+    shards = tuple(open_source(file) for file in files)
+    holders: dict[str, Source] = {}
+    for shard in shards:
+        if twice := sorted(holders.keys() & shard.tensors.keys()):
+            raise AdapterError(f"{reference} holds {listed(twice, 3)} twice.", "download it again")
+        holders |= dict.fromkeys(shard.tensors, shard)
+    if packed := [
+        key
+        for key, shard in holders.items()
+        if key.endswith(QUANTISED)
+        or (key.endswith(".weight") and shard.tensors[key].dtype not in FLOATS)
+    ]:
+        raise AdapterError(
+            f"{reference} is quantised ({listed(packed, 2)}): its weights are codes, to which no "
+            "update can be added.",
+            "name the full-precision model that it was made from",
+        )
+    return Checkpoint(directory, shards, holders)
+
+
+def _files(path: Path, reference: str) -> list[Path]:
+    """The weights files of a model."""
+    if path.is_file() and path.suffix == ".safetensors":
+        return [path]
+    names = [path] if path.is_file() else [path / name for name in INDEX]
+    index = next((file for file in names if file.is_file()), None)
+    single = next((path / name for name in SINGLE if (path / name).is_file()), None)
+    if index is None and single is not None:
+        return [single]
+    if index is None:
+        raise AdapterError(
+            f"{reference} holds no model: no {SINGLE[0]} and no {INDEX[0]}.",
+            "name the directory that holds config.json and the weights",
+        )
+    try:
+        text = index.read_bytes() if index.stat().st_size <= MAX_INDEX else b""
+        shards = sorted(set(json.loads(text)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise AdapterError(f"{index} is no index of shards.", "download it again") from None
+    home = index.parent.resolve()
+    outside = [name for name in shards if (home / str(name)).resolve().parent != home]
+    if outside:
+        raise AdapterError(
+            f"{index} names files outside its directory: {listed(outside, 3)}.", "download it again"
+        )
+    missing = [name for name in shards if not (home / name).is_file()]
+    if missing:
+        raise AdapterError(f"{reference} lacks its shards {listed(missing, 3)}.", "download them")
+    return [index.parent / name for name in shards]
