@@ -163,10 +163,14 @@ def write(draft: Draft) -> Written:
 
 
 def _header(draft: Draft) -> dict[str, Any]:
-    """A config for each component, its fields as <component>.<field>."""
+    """A config for each component, its fields as <component>.<field>.
+
+    Text encoders of newer transformers have no `text_model`: the end of a path fits both.
+    """
     components: dict[str, list[Module]] = {}
     for module in draft.modules:
         component, _, path = module.name.partition(".")
+        path = path.removeprefix("text_model.")
         components.setdefault(component, []).append(replace(module, name=path))
     header: dict[str, Any] = {}
     for component, modules in components.items():
