@@ -12,7 +12,7 @@ from loramerge.algorithms.cluster import ClusterOptions, cluster, output_reweigh
 from loramerge.linalg import _numpy
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.registry import method
-from tests.updates import dense, gaussian
+from tests.updates import dense, gaussian, near
 
 M, N = 60, 50
 RANKS = (6, 4, 8)
@@ -180,13 +180,15 @@ def test_cluster_is_lora_lego_as_defined(
     monkeypatch.setattr(_numpy, "kmeans", spy)
     updates = three(seed, weights)
     found = ours(updates, k, gauge=gauge, reweight=reweight)
-    [[[labels], _]] = seen
+    [[[labels], [stated]]] = seen
     units = units_of(updates, gauge)
     # Random updates have many clusterings that are nearly as good, and ten starts find one of the
     # best. So ours is judged by its inertia on the full vectors, and the rest given its labels.
     model = KMeans(k, n_init=10, random_state=seed).fit(np.array(units))
     assert len(np.unique(labels)) == k
     assert inertia(units, labels) <= 1.05 * model.inertia_
+    # A float32 Gram matrix: 1e-7 of squared lengths ten times the inertia.
+    assert inertia(units, labels) == pytest.approx(stated, rel=1e-5)
     # float32 singular vectors; the relative gaps of these spectra are above 1e-2
     assert close(found, lego(units, labels, reweight), 1e-4)
 
@@ -208,6 +210,40 @@ def test_where_clusters_are_clear_it_is_lora_lego_from_end_to_end(
     labels = KMeans(8, n_init=10, random_state=seed).fit(np.array(units)).labels_
     assert sorted(np.bincount(labels)) == [3] * 8
     assert close(ours(updates, 8, gauge=gauge), lego(units, labels, "linf"), 1e-4)
+
+
+@each_seed
+@pytest.mark.parametrize("gauge", ["svd", "balanced", "raw"])
+@pytest.mark.parametrize("reweight", ["linf", "l2", "none"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (0.5, 0.5, -0.5, -2.0)])
+@pytest.mark.parametrize("k", [3, 9, 16, 17, 21])
+def test_repeated_and_nearly_repeated_units_are_clustered_like_any(
+    seed: int,
+    gauge: str,
+    reweight: str,
+    weights: tuple[float, ...],
+    k: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 22 units: six twice over, six 1e-3 beside them, four others. 16 of them are distinct.
+    first, other = three(seed, (1.0, 1.0)).factors[:2]
+    beside = near(np.random.default_rng(seed), first, 1e-3)
+    factors = (first, first, beside, other)
+    updates = Updates(factors, weights, (2.0, 2.0, 2.0, 0.5), seed=seed)
+    seen = []
+
+    def spy(*arguments: object) -> object:
+        seen.append(kmeans(*arguments))
+        return seen[-1]
+
+    kmeans = _numpy.kmeans
+    monkeypatch.setattr(_numpy, "kmeans", spy)
+    found = ours(updates, k, gauge=gauge, reweight=reweight)
+    [[[labels], _]] = seen
+    assert np.array_equal(labels[:6], labels[6:12])
+    assert len(np.unique(labels)) == min(k, 16)
+    # float32 singular vectors, as above.
+    assert close(found, lego(units_of(updates, gauge), labels, reweight), 1e-4)
 
 
 @each_seed
