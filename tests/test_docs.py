@@ -1,9 +1,11 @@
 """Generated pages: drawn from the declarations, and seen to be stale when they are."""
 
 import importlib.util
+import shlex
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
+from shutil import copyfile
 from types import ModuleType
 
 import pytest
@@ -12,7 +14,7 @@ from loramerge.cli import cli
 from loramerge.io._foreign import FOREIGN
 from loramerge.options import describe
 from loramerge.registry import layout_names, methods
-from tests.typed import ROOT
+from tests.typed import ROOT, typed
 
 
 def load() -> ModuleType:
@@ -43,6 +45,27 @@ def test_every_method_has_a_page_with_all_its_options(drawn: dict[str, str]) -> 
         for option in describe(method.options):
             assert f"`{option.flag}`" in page
             assert option.description.replace("|", "\\|") in page
+
+
+EXAMPLES = [
+    example
+    for method in methods().values()
+    for example in (method.example, method.sweep and method.sweep.example)
+    if example
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_runs_as_it_stands(
+    example: str, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = three
+    for name, source in (("a.safetensors", a), ("b.safetensors", b)):
+        copyfile(source / "adapter_model.safetensors", a.parent / name)
+    c.rename(a.parent / "my-adapter")
+    monkeypatch.chdir(a.parent)
+    done = typed(*shlex.split(example)[1:])
+    assert (done.code, bool(done.out)) == (0, True), done.err
 
 
 def test_the_command_line_page_holds_every_help_page(drawn: dict[str, str]) -> None:

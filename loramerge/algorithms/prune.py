@@ -88,6 +88,7 @@ def prune(updates: Updates, options: PruneOptions) -> LowRank:
     published code subtracts and cuts in one go, so that its dead zone is 2 xi; ours is the paper's.
     --gauge raw prunes terms in the factorisation that training left, which is not canonical: of the
     testbed's sh3_rev at rank 32, --keep 16 leaves .781 of the exact matches, the svd gauge 1.000.
+    PEFT, mergekit and KnOTS have nothing of the kind: PEFT's AdaLoRA prunes while it trains.
     """
     return _pruned(*_gates(updates, options), options)
 

@@ -85,6 +85,13 @@ def squeeze(updates: Updates, options: SqueezeOptions) -> Spectrum:
     Where it differs. The paper uses randomized SVD with oversampling 10 and 2 power iterations;
     the exact core is faster at LoRA's ranks and is the default. The paper does not say how the
     singular values are split nor what becomes of alpha; we split them evenly and keep alpha / r.
+    PEFT's `svd` and kohya's resize_lora decompose the dense delta weight, which takes minutes where
+    this takes a second, and leave all singular values to B; mergekit extracts from full weights.
+
+    Between stages of training, --step 64,32,16 takes the next lower rank of the schedule, so that
+    the same line is typed after each (In-Squeeze; once at the end is Post-Squeeze, trained on for a
+    while Cont-Squeeze). Terms a module lacks begin as in PEFT, A random and B zero, so that none is
+    dead. alpha is the rank: where yours was twice that, a step of Adam goes 0.7 times as far.
 
     What to expect. The paper's claim, that squeezing a large rank beats training the small one,
     holds for short training; at convergence and for ranks of 1 or 2 direct training is better.
