@@ -8,6 +8,7 @@ import argparse
 import html
 import inspect
 import io
+import json
 import os
 import re
 import shutil
@@ -27,11 +28,12 @@ from loramerge.io._open import layouts
 from loramerge.options import Option
 from loramerge.recipe import options_of, same_as
 from loramerge.registry import Method, methods
+from loramerge.schema import recipe_schema
 from loramerge.settings import GROUPS
 
 DOCS = Path(__file__).parent
 TESTBED = DOCS.parent / "fixtures" / "testbed" / "adapters"
-PICTURE, HELP = "report.svg", "cli.md"
+PICTURE, HELP, SCHEMA = "report.svg", "cli.md", "recipe.schema.json"
 WIDTH = 100
 # What the picture shows: typed in a directory with two adapters of the testbed.
 TYPED = (
@@ -61,7 +63,8 @@ def method_page(method: Method) -> str:
 
 def _row(option: Option) -> str:
     flags = ", ".join(f"`{flag}`" for flag in (option.short, option.flag) if flag)
-    default = "" if option.default in (None, ()) else f"`{option.default}`"
+    unsaid = option.default in (None, ()) or option.default is False
+    default = "" if unsaid else f"`{option.default}`"
     values = ", ".join(f"`{value}`" for value in [option.values] if value)
     limits = f"; {option.limits}" if option.limits else ""
     return f"| {flags} | {_cell(values + limits)} | {default} | {_cell(option.description)} |"
@@ -105,6 +108,11 @@ def layouts_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def schema() -> str:
+    """The JSON Schema of recipe files."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 def picture() -> str:
     """The report of the two commands everybody types first, as a terminal shows it."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
@@ -146,7 +154,7 @@ def pages() -> dict[str, Callable[[], str]]:
         f"methods/{method.name}.md": lambda method=method: method_page(method)
         for method in methods().values()
     }
-    return {**found, HELP: cli_page, "layouts.md": layouts_page, PICTURE: picture}
+    return {**found, HELP: cli_page, "layouts.md": layouts_page, PICTURE: picture, SCHEMA: schema}
 
 
 def same(name: str, drawn: str, stored: str) -> bool:

@@ -14,6 +14,7 @@ __all__ = [
     "sklearn_cluster",
     "threadpoolctl",
     "torch",
+    "yaml",
 ]
 
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import sklearn.cluster as sklearn_cluster
     import threadpoolctl
     import torch
+    import yaml
 else:
     array_api_torch = Lazy("array_api_compat.torch")
     hub_errors = Lazy("huggingface_hub.errors")
@@ -46,3 +48,4 @@ else:
     sklearn_cluster = Lazy("sklearn.cluster")
     threadpoolctl = Lazy("threadpoolctl")
     torch = Lazy("torch")
+    yaml = Lazy("yaml")

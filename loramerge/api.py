@@ -7,12 +7,8 @@ merged.save("out/")
 """
 
 import inspect
-import shutil
-import tempfile
 import textwrap
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,12 +18,11 @@ from loramerge.errors import UsageError
 from loramerge.events import silent
 from loramerge.io._hub import fetch
 from loramerge.io._open import open_adapter
-from loramerge.io._write import staged
 from loramerge.options import Option, did_you_mean
-from loramerge.plan import Plan, make_plan
-from loramerge.publish import compute_into, default_name, destination
+from loramerge.plan import make_plan
 from loramerge.recipe import Named, find, fixed, make_recipe, options_of
 from loramerge.registry import Method, methods
+from loramerge.result import Result, compute
 
 if TYPE_CHECKING:
     from loramerge.report import Report
@@ -44,39 +39,6 @@ def load(reference: str | Path, alpha: float | None = None) -> Adapter:
     readable adapter, HubError where the Hub does not give it.
     """
     return open_adapter(str(reference), None if alpha is None else float(alpha))
-
-
-class Result:
-    """A computed adapter, held in a temporary directory until it is saved or let go.
-
-    It can be an input of the next call.
-    """
-
-    def __init__(self, plan: Plan, files: Path) -> None:
-        self._plan = plan
-        self._files = files
-        name = default_name(plan).removesuffix(".safetensors")
-        self._weights = files / plan.layout.weights
-        self.adapter = replace(open_adapter(str(self._weights)), reference=name)
-        weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
-
-    def __repr__(self) -> str:
-        return f"<loramerge.Result {self.adapter.reference}: {len(self.adapter.modules)} modules>"
-
-    def save(self, path: str | Path, force: bool = False) -> Path:
-        """Write to a directory, or to one file where the path ends in .safetensors.
-
-        Raises OutputError where something stands there and `force` is not set, or where an input
-        would be replaced.
-        """
-        final = destination(self._plan, str(path), force)
-        with staged(final, force) as directory:
-            if final.suffix == ".safetensors":
-                shutil.copyfile(self._weights, directory / final.name)
-            else:
-                for file in self._files.iterdir():
-                    shutil.copyfile(file, directory / file.name)
-        return final
 
 
 Input: TypeAlias = str | Path | Adapter | Result
@@ -97,13 +59,7 @@ def run(
     named, opened = _named(method, adapters, weights, values)
     plan = make_plan(make_recipe(method, named, values), opened)
     fetch(opened, silent)
-    files = Path(tempfile.mkdtemp(prefix="loramerge-"))
-    try:
-        report = compute_into(plan, files, "directory", silent)
-        return Result(plan, files), report
-    except BaseException:
-        shutil.rmtree(files)
-        raise
+    return compute(plan)
 
 
 def sweep(

@@ -80,6 +80,9 @@ def _command(recipe: Recipe, names: list[str]) -> str:
         value = getattr(home, option.name)
         if option.name != "device" and value != _default(type(home), option.name):
             for one in value if option.repeated else [value]:
+                if one is True:
+                    words.append(option.flag)
+                    continue
                 words += [option.flag, f"{one:.17g}" if isinstance(one, float) else str(one)]
     return _line(shlex.join(words))
 

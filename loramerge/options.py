@@ -15,6 +15,7 @@ __all__ = [
     "Count",
     "Factor",
     "Option",
+    "OptionError",
     "Options",
     "Ratio",
     "Share",
@@ -45,6 +46,15 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def trains_on(self) -> bool:
         """Whether the result is to be trained further: no rank of it may be dead."""
         return False
+
+
+class OptionError(UsageError):
+    """An option that there is not, or whose value is refused; `text` says why without its name."""
+
+    def __init__(self, message: str, hint: str, name: str, text: str) -> None:
+        super().__init__(message, hint)
+        self.name = name
+        self.text = text
 
 
 # Bounded numbers, for options that may also be None or a word.
@@ -89,8 +99,15 @@ class Option:
         )
 
     @property
+    def key(self) -> str:
+        """The name in recipes: lambda, where Python must say lambda_."""
+        return self.name.strip("_")
+
+    @property
     def values(self) -> str:
         """What stands for the value in help: N, X, TEXT, and every word it may be."""
+        if self.type is bool:
+            return ""
         return "|".join(self.choices or (self.metavar, *self.words))
 
     @property
@@ -105,7 +122,9 @@ class Option:
     @property
     def range(self) -> str:
         """The allowed values in words, for errors."""
-        kind = {int: "a whole number", float: "a number"}.get(self.type, self.expected)
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            self.type, self.expected
+        )
         bounds = " and ".join(f"{SIGNS[key]} {v:.10g}" for key, v in self.bounds.items())
         *most, last = self.choices or (f"{kind} {bounds}".rstrip(), *self.words)
         return f"{', '.join(most)} or {last}" if most else last
@@ -189,9 +208,11 @@ def build(
     for name in values:
         if name not in known:
             close = did_you_mean(name, [*known, *also])
-            raise UsageError(
+            raise OptionError(
                 f"{where} has no option '{name}'.",
                 f"did you mean '{close}'?" if close else f"see: loramerge {where} --help",
+                name,
+                f"is no option of {where}",
             )
     try:
         built = msgspec.convert(dict(values), type=options)
@@ -206,11 +227,14 @@ def build(
     return built
 
 
-def _refused(where: str, option: Option, value: object) -> UsageError:
+def _refused(where: str, option: Option, value: object) -> OptionError:
     close = did_you_mean(str(value), [*option.choices, *option.words])
-    return UsageError(
-        f"{where}: {option.flag} is {value!r}; it must be {option.range}.",
+    text = f"is {value!r}; it must be {option.range}"
+    return OptionError(
+        f"{where}: {option.flag} {text}.",
         f"did you mean '{close}'?" if close else f"see: loramerge {where} --help",
+        option.name,
+        text,
     )
 
 

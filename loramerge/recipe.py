@@ -20,7 +20,7 @@ from loramerge.registry import Method, Preset, method, methods
 from loramerge.settings import BOUNDS, REFINEMENTS, RULES, MergeSettings, Settings
 from loramerge.weights import Weights, check_places, module_weight
 
-__all__ = ["Named", "Recipe", "find", "fixed", "flags", "make_recipe", "options_of"]
+__all__ = ["Named", "Recipe", "find", "fixed", "flags", "make_recipe", "options_of", "settings_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def options_of(found: Method) -> list[Option]:
     decided: dict[str, object] = {"scale": found.scale, "rank": rank}
     shared = [
         replace(option, default=decided.get(option.name, option.default))
-        for option in describe(_settings(found))
+        for option in describe(settings_of(found))
     ]
     return describe(found.options) + shared
 
@@ -123,7 +123,8 @@ def fixed(preset: Preset | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*values, *bounds]))
 
 
-def _settings(found: Method) -> type[Settings]:
+def settings_of(found: Method) -> type[Settings]:
+    """The settings a method shares with its kind."""
     return MergeSettings if found.takes == "many" else Settings
 
 
@@ -140,14 +141,14 @@ def make_recipe(name: str, adapters: Sequence[Named], values: Mapping[str, objec
         )
     values = {**(preset.values if preset else {}), **values}
     own = {option.name for option in describe(found.options)}
-    shared = {option.name for option in describe(_settings(found))}
+    shared = {option.name for option in describe(settings_of(found))}
     options = {key: value for key, value in values.items() if key in own or key not in shared}
     settings = {key: value for key, value in values.items() if key in shared and key not in own}
     recipe = Recipe(
         method=found,
         adapters=tuple(adapters),
         options=build(found.options, options, name, also=shared),
-        settings=build(_settings(found), settings, name),
+        settings=build(settings_of(found), settings, name),
     )
     _check(recipe, name)
     return recipe

@@ -75,6 +75,7 @@ def test_a_strange_name_stays_in_its_cell(tmp_path: Path, rng: np.random.Generat
         "cluster a b -k 3 --gauge raw --seed 7 --scale 0.5",
         "squeeze c --energy 0.9 --allocate sigma --include *.q_proj --include *.up_proj",
         "squeeze c --size 20kB",
+        "prune a --threshold 0.1 --absolute",
         "squeeze bare.safetensors --alpha 12 --rank 2",
         "squeeze 'my adapter' --rank 2",
     ],

@@ -16,6 +16,11 @@ BASE = Path(__file__).parents[1] / "fixtures" / "testbed" / "base"
 CONTEXT = cli.make_context("loramerge", ["--help"], resilient_parsing=True)
 NAMES = cli.list_commands(CONTEXT)
 WRITTEN = {name for commands in written().values() for name in commands}
+RECIPE = """
+steps:
+- {name: merged, method: cat, adapters: [a, b]}
+- {method: squeeze, adapters: merged, rank: 8}
+"""
 
 
 def command(name: str) -> Command:
@@ -49,6 +54,7 @@ def adapters(tmp_path: Path) -> Path:
     weights = load_file(tuned)
     weights["model.layers.0.self_attn.q_proj.weight"] *= 2
     save_file(weights, tuned)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
 
 
@@ -60,6 +66,7 @@ def test_the_main_page_names_every_command_under_a_heading() -> None:
         "Compress (one adapter)",
         "Look",
         "Change form",
+        "Recipes",
         "Examples",
     ]
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]

@@ -45,8 +45,11 @@ def command(*words: str) -> str:
 
 @pytest.fixture
 def adapter(tmp_path: Path, rng: object) -> Path:
-    """A directory that holds the adapter x."""
+    """A directory that holds the adapter x, and a recipe of two steps on it."""
     write_peft(tmp_path / "x", factors(rng, 4))
+    (tmp_path / "two.yaml").write_text(
+        "steps: [{name: y, method: squeeze, rank: 3, adapters: x}, {method: prune, adapters: y}]"
+    )
     return tmp_path
 
 
@@ -65,6 +68,7 @@ def adapter(tmp_path: Path, rng: object) -> Path:
         command("inspect", "x", "--modules", "--json"),
         command("squeeze", "x", "-r", "2", "--dry-run"),
         command("arithmetic", "x", "x", "--dry-run", "--json"),
+        command("run", "two.yaml", "--dry-run"),
     ],
 )
 def test_looking_imports_nothing_heavy(code: str, adapter: Path) -> None:

@@ -14,7 +14,7 @@ from loramerge.options import did_you_mean
 __all__ = ["cli", "main", "written"]
 
 # The files that hold the commands written by hand, each in a table COMMANDS.
-WRITTEN = {"Look": ("look",), "Change form": ("baking",)}
+WRITTEN = {"Look": ("look",), "Change form": ("baking",), "Recipes": ("recipes",)}
 # What other tools call it.
 ELSEWHERE = {
     "add": "arithmetic",

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,6 +66,10 @@ class Flag(click.Option):
 def flag(option: Option, group: str, hidden: bool = False) -> Flag:
     """The flag of a declared option; `group` is where a method's own options are listed."""
     names = [option.name, option.flag, *([option.short] if option.short else [])]
+    if option.type is bool:
+        return Flag(
+            names, group=option.group or group, is_flag=True, default=None, help=option.description
+        )
     facts = [] if option.default in (None, ()) else [f"default: {option.default}"]
     facts += [option.limits] if option.limits else []
     return Flag(
@@ -92,6 +97,7 @@ class Command(click.Command):
         super().__init__(name, **attributes)
         self.example = example
         self.help = inspect.cleandoc(self.help or "")
+        self.params = [copy(param) for param in self.params]  # flags are shared by commands
         for param in self.params:
             if isinstance(param, click.Option):
                 param.envvar = variable(name, param)

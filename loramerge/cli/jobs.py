@@ -38,6 +38,7 @@ class Wishes:
     json: bool
     quiet: bool
     sweep: str | None
+    save_recipe: str | None
 
 
 def run(name: str, method: Method, given: dict[str, Any]) -> None:
@@ -45,7 +46,10 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.cli import ui
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
+    from loramerge.io._write import write_text
+    from loramerge.io._yaml import write_yaml
     from loramerge.publish import publish
+    from loramerge.workflow import recipe_document
 
     own_process()
     context = click.get_current_context()
@@ -61,6 +65,9 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         show_sweep(name, method, named, values, asdict(wishes))
         return
     jobs = _planned(name, _split(name, method, named, wishes, typed), values, wishes)
+    if wishes.save_recipe is not None:
+        document = recipe_document(name, named, values, wishes.out)
+        write_text(Path(wishes.save_recipe).expanduser(), write_yaml(document), wishes.force)
     if wishes.dry_run:
         ui.show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return
@@ -136,6 +143,10 @@ def _split(
     """Which adapters become which result, with the directory it goes to."""
     if wishes.out is not None and wishes.out_dir is not None:
         raise UsageError(f"{name} takes only one of --out and --out-dir.", "leave one out")
+    if wishes.out_dir is not None and wishes.save_recipe is not None:
+        raise UsageError(
+            f"{name}: --save-recipe holds one result, --out-dir many.", "leave one of them out"
+        )
     if method.takes == "many" or wishes.out_dir is None:
         if method.takes == "one" and len(named) > 1:
             raise UsageError(

@@ -11,7 +11,7 @@ from loramerge.recipe import find, fixed, options_of, same_as
 from loramerge.registry import Method, Preset
 from loramerge.settings import INPUT, MERGE, OUTPUT
 
-__all__ = ["command"]
+__all__ = ["OUT", "SWITCHES", "command"]
 
 
 def command(name: str) -> Command:
@@ -81,7 +81,7 @@ _ALPHA = Flag(
     metavar="X",
     help="lora_alpha, for bare files that do not say it: once for all adapters, or once for each.",
 )
-_OUT = Flag(
+OUT = Flag(
     ["out", "-o", "--out"],
     group=OUTPUT,
     type=click.Path(),
@@ -96,7 +96,14 @@ _OUT_DIR = Flag(
     metavar="DIR",
     help="Directory for the results of several adapters.",
 )
-_SWITCHES = (
+SWITCHES = (
+    Flag(
+        ["save_recipe", "--save-recipe"],
+        group=OUTPUT,
+        type=click.Path(),
+        metavar="FILE",
+        help="Write this command line as a recipe for `loramerge run`.",
+    ),
     Flag(
         ["force", "-f", "--force"],
         group=OUTPUT,
@@ -123,6 +130,6 @@ _SWITCHES = (
     ),
 )
 _OUTPUT = {
-    "many": (_ALPHA, _OUT, *_SWITCHES),
-    "one": (_ALPHA, _OUT, _OUT_DIR, *_SWITCHES),
+    "many": (_ALPHA, OUT, *SWITCHES),
+    "one": (_ALPHA, OUT, _OUT_DIR, *SWITCHES),
 }

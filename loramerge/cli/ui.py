@@ -58,6 +58,18 @@ class Results:
     def __init__(self, *, batch: bool, as_json: bool, quiet: bool) -> None:
         self.batch, self.as_json, self.quiet = batch, as_json, quiet
         self.facts: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def step(self, report: Report) -> None:
+        """Show a result that is kept for the next step, and what it is kept as."""
+        if self.as_json:
+            self.steps.append(report.as_json())
+        elif not self.quiet:
+            dtype = DTYPES[report.plan.dtype]
+            more = "" if dtype == "float32" else " (save_dtype: float32 keeps more)"
+            kept = Row("kept", f"for the next step, as {dtype}{more}")
+            print_rows([*_report(report), kept, *note_rows(report.plan.adapters, report.notes)])
+            click.echo(err=True)
 
     def add(self, report: Report, final: Path) -> None:
         """Show one result."""
@@ -74,7 +86,8 @@ class Results:
     def close(self) -> None:
         """Print what waited for the end."""
         if self.as_json:
-            echo_json({"results": self.facts} if self.batch else self.facts[0])
+            steps = {"steps": self.steps} if self.steps else {}
+            echo_json({"results": self.facts} if self.batch else {**self.facts[0], **steps})
 
 
 def _report(report: Report) -> list[Row]:
@@ -190,21 +203,29 @@ def _assumption(adapters: Sequence[Adapter]) -> Row | None:
     return Row("assumed", text, fg="yellow")
 
 
-def show_plans(jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool) -> None:
-    """What would be done, from headers alone."""
+def show_plans(
+    jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool, earlier: Sequence[Plan] = ()
+) -> None:
+    """What would be done, from headers alone; `earlier` are the steps before the last."""
     facts = [_facts(plan, final) for plan, final in jobs]
+    steps = [_facts(plan, None) for plan in earlier]
     if as_json:
-        echo_json(facts[0] if len(facts) == 1 else {"plans": facts})
+        whole = {**facts[0], "steps": steps} if steps else facts[0]
+        echo_json(whole if len(facts) == 1 else {"plans": facts})
         return
+    for plan, one in zip(earlier, steps, strict=True):
+        if not quiet:
+            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
+            click.echo(err=True)
     for (plan, final), one in zip(jobs, facts, strict=True):
         if not quiet:
             print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
         echo_path(final)
 
 
-def _facts(plan: Plan, final: Path) -> dict[str, Any]:
+def _facts(plan: Plan, final: Path | None) -> dict[str, Any]:
     return {
-        "output": str(final),
+        **({"output": str(final)} if final else {}),
         "method": plan.recipe.method.name,
         "recipe": plan.recipe.canonical(),
         "layout": plan.layout.name,

@@ -15,7 +15,7 @@ from loramerge.errors import OutputError
 from loramerge.io._header import DTYPE_BYTES
 from loramerge.io._layout import Stored, Written
 
-__all__ = ["TensorWriter", "file_size", "header", "staged", "start_file"]
+__all__ = ["TensorWriter", "file_size", "header", "staged", "start_file", "write_text"]
 
 ALIGNMENT = 8
 SINGLE = ".safetensors"
@@ -128,6 +128,19 @@ def staged(final: Path, force: bool) -> Iterator[Path]:
             for parent in new:
                 with suppress(OSError):
                     parent.rmdir()  # keeps one that holds something: the result
+
+
+def write_text(path: Path, text: str, force: bool) -> None:
+    """Write a text file, whole or not at all. Raises OutputError where one is there already."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists.", "use --force to replace it, or choose another name")
+    with _reported(path):
+        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+        try:
+            temporary.write_text(text, "utf-8", errors="surrogateescape")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

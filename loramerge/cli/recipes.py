@@ -1,0 +1,153 @@
+"""Recipe files: run the steps of one."""
+
+import tempfile
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loramerge.cli.flags import Command, Flag
+from loramerge.cli.methods import OUT, SWITCHES
+from loramerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from loramerge.adapter import Adapter
+    from loramerge.io._yaml import Value
+    from loramerge.plan import Plan
+    from loramerge.workflow import Workflow
+
+__all__ = ["COMMANDS"]
+
+
+def run(
+    recipe: str,
+    assigned: tuple[str, ...],
+    out: str | None,
+    save_recipe: str | None,
+    force: bool,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Run the steps of a recipe file: merge, squeeze, prune, each on what came before.
+
+    A recipe is YAML (or JSON) with the names of flags: method, adapters with their weights,
+    options, output; or several of these as steps. Paths in it are relative to the current
+    directory. Everything is planned before the first tensor is read; results that only a later
+    step takes stay in a temporary directory. docs/recipes.md has examples.
+    """
+    from loramerge.chain import plans
+    from loramerge.cli import ui
+    from loramerge.cli.jobs import opened
+    from loramerge.cli.progress import progress
+    from loramerge.compute import own_process
+    from loramerge.io._hub import fetch
+    from loramerge.io._write import write_text
+    from loramerge.io._yaml import write_yaml
+    from loramerge.publish import destination, publish
+    from loramerge.result import Result, compute
+    from loramerge.workflow import make_workflow
+
+    own_process()
+    document = _document(recipe, assigned)
+    workflow = make_workflow(document, recipe)
+    adapters = opened(workflow.sources)
+    out = out or workflow.output
+    planned, final = _planned(workflow, adapters, out, force)
+    if save_recipe and isinstance(document, dict):
+        write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
+    if dry_run:
+        ui.show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
+        return
+    shown = ui.Results(batch=False, as_json=json, quiet=quiet)
+    kept: list[Result] = []
+    with progress(quiet) as listen:
+
+        def made(plan: "Plan") -> "Adapter":
+            result, report = compute(plan, listen)
+            kept.append(result)
+            shown.step(report)
+            return result.adapter
+
+        try:
+            fetch(adapters, listen)
+            *_, plan = plans(workflow, adapters, made)
+            # Ranks that were bounds are known now, and may be part of a default name.
+            final = destination(plan, out, force)
+            report = publish(plan, final, force, listen)
+        finally:
+            kept.clear()
+    shown.add(report, final)
+    shown.close()
+
+
+def _document(recipe: str, assigned: tuple[str, ...]) -> "Value":
+    """The recipe file with --set KEY=VALUE applied."""
+    from loramerge.io._yaml import read_text, read_yaml
+    from loramerge.workflow import assign
+
+    document = read_yaml(read_text(Path(recipe).expanduser()), recipe)
+    for item in assigned:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UsageError(f"--set {item} has no value.", f"for example: --set {key}=8")
+        assign(document, key, read_yaml(text, f"--set {key}"))
+    return document
+
+
+def _planned(
+    workflow: "Workflow", adapters: list["Adapter"], out: str | None, force: bool
+) -> tuple[list["Plan"], Path]:
+    """Every step as a plan, and a place for the last result that replaces none of the inputs."""
+    from loramerge.chain import outline, plans
+    from loramerge.publish import destination
+
+    with tempfile.TemporaryDirectory(prefix="loramerge-") as directory:
+        count = iter(range(len(workflow.steps)))
+        found = list(
+            plans(workflow, adapters, lambda plan: outline(plan, Path(directory, str(next(count)))))
+        )
+    final = destination(found[-1], out, force)
+    for plan in found[:-1]:
+        destination(plan, str(final), force)
+    return found, final
+
+
+def _show_schema(context: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Print the JSON Schema of recipes and leave."""
+    if wanted and not context.resilient_parsing:
+        from loramerge.schema import recipe_schema
+
+        click.echo(dumps(recipe_schema(), indent=1, ensure_ascii=False))
+        context.exit()
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "run",
+        callback=run,
+        params=[
+            click.Argument(["recipe"], type=click.Path()),
+            Flag(
+                ["assigned", "--set"],
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Set a value of the recipe: rank=8, steps[1].rank=8; repeatable.",
+            ),
+            OUT,
+            *SWITCHES,
+            Flag(
+                ["--schema"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_schema,
+                help="Print the JSON Schema of recipes, for editors.",
+            ),
+        ],
+        help=run.__doc__,
+        short_help="Run the steps of a recipe file.",
+        example="loramerge run recipe.yaml --set steps[1].rank=8",
+    ),
+}

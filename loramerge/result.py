@@ -1,0 +1,64 @@
+"""A computed adapter, held in a temporary directory until it is saved or let go."""
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+from loramerge.events import Listener, silent
+from loramerge.io._open import open_adapter
+from loramerge.io._write import staged
+from loramerge.plan import Plan
+from loramerge.publish import compute_into, default_name, destination
+from loramerge.report import Report
+
+__all__ = ["Result", "compute"]
+
+
+class Result:
+    """A computed adapter, held in a temporary directory until it is saved or let go.
+
+    It can be an input of the next call.
+    """
+
+    def __init__(self, plan: Plan, files: Path) -> None:
+        self._plan = plan
+        self._files = files
+        self._weights = files / plan.layout.weights
+        self.adapter = replace(open_adapter(str(self._weights)), reference=result_name(plan))
+        weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"<loramerge.Result {self.adapter.reference}: {len(self.adapter.modules)} modules>"
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """Write to a directory, or to one file where the path ends in .safetensors.
+
+        Raises OutputError where something stands there and `force` is not set, or where an input
+        would be replaced.
+        """
+        final = destination(self._plan, str(path), force)
+        with staged(final, force) as directory:
+            if final.suffix == ".safetensors":
+                shutil.copyfile(self._weights, directory / final.name)
+            else:
+                for file in self._files.iterdir():
+                    shutil.copyfile(file, directory / file.name)
+        return final
+
+
+def result_name(plan: Plan) -> str:
+    """What a result is called as an input of the next step: as its file would be by default."""
+    return default_name(plan).removesuffix(".safetensors")
+
+
+def compute(plan: Plan, listen: Listener = silent) -> tuple[Result, Report]:
+    """Compute a plan into a temporary directory."""
+    files = Path(tempfile.mkdtemp(prefix="loramerge-"))
+    try:
+        report = compute_into(plan, files, "directory", listen)
+        return Result(plan, files), report
+    except BaseException:
+        shutil.rmtree(files)
+        raise

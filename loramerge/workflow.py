@@ -1,0 +1,284 @@
+"""A recipe file: methods, one after another, on adapters and on each other's results.
+
+The keys of a step are those of flags and Python keywords, flat, beside `method`, `adapters` and a
+`name` by which a later step takes its result. One step stands at the top of the file; several
+stand in a list, `steps`. `output` is where the last result goes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loramerge.errors import UsageError
+from loramerge.io._yaml import Value
+from loramerge.mergekit import Problem, translated
+from loramerge.options import Option, OptionError, did_you_mean
+from loramerge.recipe import Named, Recipe, find, make_recipe, options_of
+
+__all__ = ["OF_STEP", "Step", "Workflow", "assign", "make_workflow", "recipe_document"]
+
+# The keys that are no options, of a step and of a whole file.
+OF_STEP = ("name", "method", "adapters")
+OF_FILE = ("steps", "output", "base_model", "$schema")
+OF_ADAPTER = ("reference", "weight", "alpha")
+# A result is named like a word, so that anything with a slash or a suffix is a path.
+NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
+PART = re.compile(r"[A-Za-z_$][\w$-]*|\d+")
+PATH = re.compile(r"[A-Za-z_$][\w$-]*(\.[A-Za-z_$][\w$-]*|\[\d+\])*")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method on adapters or on the results of earlier steps, by their names."""
+
+    recipe: Recipe
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """The steps of a recipe file, checked; `base_model` is what every adapter must be for."""
+
+    steps: tuple[Step, ...]
+    output: str | None = None
+    base_model: str | None = None
+
+    @property
+    def sources(self) -> list[Named]:
+        """Every adapter that is no result of a step, as often as it is named."""
+        names = {step.name for step in self.steps}
+        named = (one for step in self.steps for one in step.recipe.adapters)
+        return [one for one in named if one.reference not in names]
+
+
+def make_workflow(found: Value, where: str) -> Workflow:
+    """Check a document. Raises UsageError that names every problem by its path in the file."""
+    reader = _Reader()
+    workflow = reader.workflow(found)
+    problems = reader.problems
+    if not problems and workflow is not None:
+        return workflow
+    if len(problems) == 1:
+        path, text, hint = problems[0]
+        raise UsageError(f"{where}: {path} {text}.", hint or "see: loramerge run --help")
+    told = (f"{p} {text} ({hint})" if hint else f"{p} {text}" for p, text, hint in problems)
+    raise UsageError(
+        f"{where} has {len(problems)} problems: {'; '.join(told)}.", "see: loramerge run --help"
+    )
+
+
+@dataclass
+class _Reader:
+    """Reads a document and collects what is wrong with it."""
+
+    problems: list[Problem] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def refuse(self, path: str, text: str, hint: str | None = None) -> None:
+        self.problems.append((path, text, hint))
+
+    def workflow(self, found: Value) -> Workflow | None:
+        if not isinstance(found, dict):
+            self.refuse("$", "is no mapping", "for example: method: ties")
+            return None
+        found = translated(found, "$", self.problems)
+        output, base = (self.text(found, "$", key) for key in ("output", "base_model"))
+        own = {key: value for key, value in found.items() if key not in OF_FILE}
+        if "steps" not in found:
+            steps = [self.step(own, "$")]
+        else:
+            for key in own:
+                self.refuse(f"$.{key}", "belongs to a step", f"for example: steps[0].{key}")
+            listed = found["steps"]
+            if not isinstance(listed, list) or not listed:
+                self.refuse("$.steps", "is no list of steps", "for example: - method: ties")
+                return None
+            steps = [self.nested(one, f"$.steps[{place}]") for place, one in enumerate(listed)]
+        made = tuple(step for step in steps if step is not None)
+        if not self.problems:
+            self.check_use(made)
+        return Workflow(made, output, base)
+
+    def nested(self, found: Value, path: str) -> Step | None:
+        if not isinstance(found, dict):
+            self.refuse(path, "is no mapping", "for example: - method: ties")
+            return None
+        found = translated(found, path, self.problems)
+        if misplaced := [key for key in found if key in OF_FILE]:
+            for key in misplaced:
+                self.refuse(f"{path}.{key}", "belongs to the whole recipe", "move it to the top")
+            found = {key: value for key, value in found.items() if key not in misplaced}
+        return self.step(found, path)
+
+    def step(self, found: Mapping[str, Value], path: str) -> Step | None:
+        """One step; the names of earlier ones are known."""
+        known = len(self.problems)
+        adapters = self.adapters(found, path)
+        method = self.text(found, path, "method")
+        name = self.text(found, path, "name")
+        if "method" not in found:
+            self.refuse(f"{path}.method", "is missing", "see: loramerge methods")
+            return None
+        recipe = self.recipe(method, adapters, found, path, known) if method is not None else None
+        if name is not None:
+            if not NAME.fullmatch(name):
+                self.refuse(f"{path}.name", f"is {name!r}; it must be one word of letters, _ and -")
+            if name in self.names:
+                self.refuse(f"{path}.name", f"is {name!r}, as that of an earlier step")
+            self.names.append(name)
+        return Step(recipe, name) if recipe is not None else None
+
+    def recipe(
+        self, method: str, adapters: list[Named], found: Mapping[str, Value], path: str, known: int
+    ) -> Recipe | None:
+        """The recipe of a step with `known` problems before it; every refused option is told."""
+        try:
+            options = {option.key: option for option in options_of(find(method)[0])}
+        except UsageError as error:
+            self.refuse(f"{path}.method", f"is '{method}', no method", error.hint)
+            return None
+        if find(method)[0].takes == "one":
+            for place, named in enumerate(adapters):
+                if named.weight != 1:
+                    self.refuse(f"{path}.adapters[{place}].weight", f"is nothing {method} takes")
+        values = {
+            (options[key].name if key in options else key): _value(options.get(key), value)
+            for key, value in found.items()
+            if key not in OF_STEP
+        }
+        for key in [key for key in values if key in found and key not in options]:
+            close = did_you_mean(key, [*options, *OF_STEP])
+            hint = f"did you mean '{close}'?" if close else f"see: loramerge {method} --help"
+            self.refuse(f"{path}.{key}", f"is no option of {method}", hint)
+            del values[key]
+        while True:
+            try:
+                return make_recipe(method, adapters, values)
+            except OptionError as error:
+                self.refuse(f"{path}.{error.name.strip('_')}", error.text, error.hint)
+                del values[error.name]
+            except UsageError as error:
+                if len(self.problems) == known:  # or it follows from what was told already
+                    self.refuse(f"{path}:", error.message.rstrip("."), error.hint)
+                return None
+
+    def adapters(self, found: Mapping[str, Value], path: str) -> list[Named]:
+        given = found.get("adapters", [])
+        several = given if isinstance(given, list) else [given]
+        made = (self.adapter(one, f"{path}.adapters[{i}]") for i, one in enumerate(several))
+        return [named for named in made if named is not None]
+
+    def adapter(self, found: Value, path: str) -> Named | None:
+        """One input: a reference, or a mapping with its weight and alpha."""
+        if isinstance(found, str) and found:
+            return Named(found)
+        if not isinstance(found, dict):
+            self.refuse(path, f"is {found!r}; it must be a path, a reference or a step")
+            return None
+        for key in found:
+            if key not in OF_ADAPTER:
+                close = did_you_mean(key, OF_ADAPTER)
+                self.refuse(f"{path}.{key}", "is unknown", f"did you mean '{close or 'weight'}'?")
+        reference = self.text(found, path, "reference")
+        weight, alpha = (self.number(found, path, key) for key in ("weight", "alpha"))
+        if reference is None:
+            if "reference" not in found:
+                self.refuse(f"{path}.reference", "is missing")
+            return None
+        if alpha is not None and reference in self.names:
+            self.refuse(f"{path}.alpha", f"is for bare files; {reference} is the result of a step")
+        return Named(reference, 1.0 if weight is None else weight, alpha)
+
+    def text(self, found: Mapping[str, Value], path: str, key: str) -> str | None:
+        value = found.get(key)
+        if key in found and not (isinstance(value, str) and value):
+            self.refuse(f"{path}.{key}", f"is {value!r}; it must be text")
+            return None
+        return str(value) if key in found else None
+
+    def number(self, found: Mapping[str, Value], path: str, key: str) -> float | None:
+        value = found.get(key)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return None if value is None else float(value)
+        self.refuse(f"{path}.{key}", f"is {value!r}; it must be a number")
+        return None
+
+    def check_use(self, steps: tuple[Step, ...]) -> None:
+        """Every result but the last is for a later step."""
+        used = {one.reference for step in steps for one in step.recipe.adapters}
+        for place, step in enumerate(steps[:-1]):
+            if step.name is None:
+                self.refuse(f"$.steps[{place}]", "has no name for a later step to take its result")
+            elif step.name not in used:
+                self.refuse(f"$.steps[{place}]", f"is used by no later step as {step.name!r}")
+        seen: set[str] = set()
+        later = {step.name for step in steps if step.name}
+        for place, step in enumerate(steps):
+            for named in step.recipe.adapters:
+                if named.reference in later - seen:
+                    self.refuse(
+                        f"$.steps[{place}].adapters", f"names {named.reference!r}, a later step"
+                    )
+            seen.add(step.name or "")
+
+
+def _value(option: Option | None, value: Value) -> object:
+    """What a person may well write: one glob without its list, a size without quotes."""
+    if option is not None and option.repeated and not isinstance(value, list | None):
+        return [value]
+    if option is not None and option.type is str and type(value) is int:
+        return str(value)
+    return value
+
+
+def assign(found: Value, path: str, value: Value) -> None:
+    """Set one value of a document: rank, adapters[0].weight, steps[1].density.
+
+    Raises UsageError where the path leads nowhere.
+    """
+    parts = _parts(path)
+    node, so_far = found, "$"
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        so_far += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if isinstance(part, int) and isinstance(node, list) and part < len(node):
+            if last:
+                node[part] = value
+            elif isinstance(node[part], str):
+                node[part] = {"reference": node[part]}
+            node = node[part]
+        elif isinstance(part, str) and isinstance(node, dict) and (last or part in node):
+            if last:
+                node[part] = value
+            node = node[part]
+        else:
+            raise UsageError(
+                f"--set {path}: the recipe has no {so_far}.", "for example: --set steps[1].rank=8"
+            )
+
+
+def _parts(path: str) -> list[str | int]:
+    text = path.removeprefix("$.")
+    if not PATH.fullmatch(text):
+        raise UsageError(f"--set {path} is no key.", "for example: --set steps[1].rank=8")
+    return [int(part) if part.isdigit() else part for part in PART.findall(text)]
+
+
+def recipe_document(
+    method: str, adapters: list[Named], values: Mapping[str, object], output: str | None
+) -> dict[str, Value]:
+    """The recipe file of one command."""
+    listed: list[Value] = []
+    for named in adapters:
+        facts = {"weight": named.weight if named.weight != 1 else None, "alpha": named.alpha}
+        said: dict[str, Value] = {key: fact for key, fact in facts.items() if fact is not None}
+        listed.append({"reference": named.reference, **said} if said else named.reference)
+    keys = {option.name: option.key for option in options_of(find(method)[0])}
+    flat = {keys.get(name, name): _plain(value) for name, value in values.items()}
+    return {"method": method, "adapters": listed, **flat, **({"output": output} if output else {})}
+
+
+def _plain(value: object) -> Value:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, bool | int | float | None) else str(value)
