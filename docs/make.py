@@ -51,6 +51,7 @@ def method_page(method: Method) -> str:
     if method.sweep is not None:
         lines += ["", "What each of many values would keep and cost, without writing any:"]
         lines += ["", "```sh", method.sweep.example, "```"]
+    lines += ["", *_traits(method)]
     groups: dict[str, list[Option]] = {}
     for option in options_of(method):
         groups.setdefault(option.group or "Options of its own", []).append(option)
@@ -59,6 +60,14 @@ def method_page(method: Method) -> str:
         lines += [_row(option) for option in groups[title]]
     lines += ["", "Inputs, outputs and switches are those of every command: [cli.md](../cli.md)."]
     return "\n".join(lines) + "\n"
+
+
+def _traits(method: Method) -> list[str]:
+    """What it needs and costs, and what measured its score."""
+    traits = f"{method.traits[0].upper()}{method.traits[1:]}."
+    if method.score is None:
+        return [traits]
+    return [traits, "", f"Exact match, eight adapters in one: `{method.score.command}`"]
 
 
 def _row(option: Option) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "Census",
     "Method",
     "Preset",
+    "Score",
     "Sweep",
     "always",
     "compressor",
@@ -27,6 +28,20 @@ __all__ = [
     "methods",
     "never",
 ]
+
+# Where a method does its sums, and how long a whole run may take beside one of the plain sum.
+Place: TypeAlias = Literal["factors", "thin", "entries"]
+Cost: TypeAlias = Literal["sum", "one-shot", "iterative"]
+PLACES: Mapping[Place, str] = {
+    "factors": "on the factors of each update",
+    "thin": "in the small space all updates span",
+    "entries": "on entries in the coordinates of --space",
+}
+COSTS: Mapping[Cost, str] = {
+    "sum": "as fast as the sum",
+    "one-shot": "up to 3 times the time of the sum",
+    "iterative": "up to 6 times the time of the sum",
+}
 
 Rule: TypeAlias = Callable[[Updates, Any], LowRank | Spectrum]
 Trials: TypeAlias = Iterator[tuple[LowRank, Mapping[str, Array]]]
@@ -77,6 +92,22 @@ class Census:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """Exact match measured on the testbed: eight adapters in one, or one squeezed.
+
+    `row` names the line of the quality table that measured it.
+    """
+
+    exact_match: float
+    row: str
+
+    @property
+    def command(self) -> str:
+        """What measures it again."""
+        return f'python benchmarks/quality.py --only "{self.row}"'
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A registered method: the rule, its options, and what help, docs and the engine must know.
 
@@ -91,6 +122,8 @@ class Method:
     `sweep` is what a table can be drawn over, where there is something, and `census` what must be
     counted over the whole adapter first. `remarks` are what a user must be told of these options
     with the modules of the inputs; one that begins with `warning: ` is shown in yellow.
+    `flat` says with which options all singular values of the result are equal, so that a cut to a
+    lower rank takes away as much as it leaves out.
     """
 
     name: str
@@ -111,6 +144,10 @@ class Method:
     sweep: Sweep | None = None
     remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing
     census: Census | None = None
+    flat: Callable[[Any], bool] = never
+    place: Place = "factors"
+    cost: Cost = "sum"
+    score: Score | None = None
 
     @property
     def documentation(self) -> str:
@@ -121,6 +158,19 @@ class Method:
     def summary(self) -> str:
         """Its first line."""
         return self.documentation.strip().splitlines()[0]
+
+    @property
+    def needs(self) -> str:
+        """What it is given."""
+        if self.takes == "one":
+            return "one adapter"
+        return f"{self.inputs} adapters" if self.inputs else "adapters"
+
+    @property
+    def traits(self) -> str:
+        """What it needs, where it works, what it costs and how it scored, in one line."""
+        scored = f"; scored {self.score.exact_match:.3f}" if self.score else ""
+        return f"needs {self.needs}; {PLACES[self.place]}; {COSTS[self.cost]}{scored}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +201,10 @@ def merger(
     census: Census | None = None,
     uses: tuple[str, ...] = (),
     sweep: Sweep | None = None,
+    flat: Callable[[Any], bool] = never,
+    place: Place = "factors",
+    cost: Cost = "sum",
+    score: Score | None = None,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -171,6 +225,10 @@ def merger(
             census=census,
             uses=uses,
             sweep=sweep,
+            flat=flat,
+            place=place,
+            cost=cost,
+            score=score,
         )
     )
 
@@ -184,6 +242,7 @@ def compressor(
     chooses_rank: bool = False,
     sweep: Sweep | None = None,
     remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing,
+    score: Score | None = None,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that recomputes the update of one adapter."""
     return _registering(
@@ -199,6 +258,7 @@ def compressor(
             chooses_rank=chooses_rank,
             sweep=sweep,
             remarks=remarks,
+            score=score,
         )
     )
 

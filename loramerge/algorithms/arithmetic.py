@@ -7,7 +7,7 @@ from loramerge.algorithms._rules import merge_entries
 from loramerge.linalg.factors import concat
 from loramerge.linalg.kernels import namespace
 from loramerge.linalg.spectrum import Spectrum
-from loramerge.registry import Preset, merger
+from loramerge.registry import Preset, Score, merger
 
 
 class ArithmeticOptions(SparseOptions, frozen=True):
@@ -33,6 +33,7 @@ def fills(options: ArithmeticOptions) -> bool:
     exact=is_exact,
     every_rank=fills,
     census=CENSUS,
+    score=Score(0.530, "arithmetic --rank 16 --scale auto"),
     presets=(
         Preset("cat", {"rank": "full"}, "The weighted sum with every rank kept: exact."),
         Preset("magnitude", {"sparsify": "magnitude"}, "Sum the largest entries of each update."),

@@ -12,7 +12,7 @@ from loramerge.algorithms._gauges import Gauge, gauged
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace
 from loramerge.linalg.spectrum import columnwise
 from loramerge.options import Count, Options
-from loramerge.registry import Sweep, merger
+from loramerge.registry import Score, Sweep, merger
 
 # MSUs with less than this share of the largest energy are zero ranks; they join no cluster.
 ZERO = 1e-24
@@ -77,6 +77,8 @@ def each_k(
     paper_scale=output_reweighting,
     uses=("scikit-learn",),
     sweep=Sweep("k", each_k, "loramerge cluster a.safetensors b.safetensors --sweep-k 4,8,16,32"),
+    cost="iterative",
+    score=Score(0.494, "cluster -k 16 --gauge svd --scale auto"),
 )
 def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
     """Cluster the rank-1 components of all adapters and keep each cluster's mean (LoRA-LEGO).

@@ -38,6 +38,8 @@ class ConsensusOptions(SparseOptions, frozen=True):
     scale="auto",
     every_rank=has_every_rank,
     census=CENSUS,
+    place="entries",
+    cost="iterative",
 )
 def consensus(updates: Updates, options: ConsensusOptions) -> LowRank | Spectrum:
     """Sum the updates where several use an entry, drop the rest (Consensus Merging, TALL masks).

@@ -36,6 +36,8 @@ class SceOptions(SpaceOptions, frozen=True):
     example="loramerge sce a b --density 0.5",
     scale="auto",
     every_rank=has_every_rank,
+    place="entries",
+    cost="iterative",
 )
 def sce(updates: Updates, options: SceOptions) -> LowRank | Spectrum:
     """Keep the entries that vary most, weigh adapters by their energy, average what agrees (SCE).

@@ -9,7 +9,7 @@ from loramerge.algorithms._census import CENSUS
 from loramerge.algorithms._options import SparseOptions, Sparsify, has_every_rank
 from loramerge.algorithms._rules import disjoint_mean, elect_sign, merge_entries
 from loramerge.linalg.spectrum import Spectrum
-from loramerge.registry import merger
+from loramerge.registry import Score, merger
 
 
 class TiesOptions(SparseOptions, frozen=True):
@@ -33,6 +33,9 @@ class TiesOptions(SparseOptions, frozen=True):
     scale="auto",
     every_rank=has_every_rank,
     census=CENSUS,
+    place="entries",
+    cost="iterative",
+    score=Score(0.473, "ties --space knots --density 0.2 --rank 16 --scale auto"),
 )
 def ties(updates: Updates, options: TiesOptions) -> LowRank | Spectrum:
     """Trim each update, elect a sign per entry, average what agrees (TIES-Merging).

@@ -123,7 +123,7 @@ def _counts(found: Mapping[str, int], sign: str = "") -> str:
 
 
 def methods(json: bool) -> None:
-    """List every method: what it does, its paper, an example."""
+    """List every method: what it does, its paper, what it needs and costs, how it scored."""
     from loramerge.recipe import same_as
     from loramerge.registry import methods as registered
 
@@ -136,6 +136,11 @@ def methods(json: bool) -> None:
                 "summary": method.summary,
                 "paper": method.paper,
                 "example": method.example,
+                "needs": method.needs,
+                "place": method.place,
+                "cost": method.cost,
+                "exact_match": method.score.exact_match if method.score else None,
+                "measured_by": method.score.command if method.score else None,
                 "presets": {preset.name: dict(preset.values) for preset in method.presets},
             }
             for method in found
@@ -146,6 +151,7 @@ def methods(json: bool) -> None:
     for method in found:
         shown.append(Row(method.name, method.summary))
         shown.append(Row("", f"{method.paper}; {method.example}"))
+        shown.append(Row("", method.traits))
         for preset in method.presets:
             shown.append(Row(preset.name, f"= {same_as(method, preset)}: {preset.summary}"))
     print_rows(shown, err=False)
