@@ -109,6 +109,10 @@ def _streamed(
 
     def work(batch: tuple[Aligned, ...]) -> list[ModuleReport]:
         return [output.emit(by_name[s.name], s.update, s.target) for s in solver(batch)]
+        return [
+            output.emit(by_name[s.name], s.update, s.target, s.seen.condition)
+            for s in solve(plan, compute, batch)
+        ]
 
     return _flat(each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute)))
 
@@ -127,7 +131,7 @@ def _spooled(
         A, B, *known = spool.get(module.name)
         update = survey.finished(LowRank(A, B), module.name)
         target = replace(read_target(plan, module), known=Grams(*known) if known else None)
-        return output.emit(module, update, target)
+        return output.emit(module, update, target, survey.conditions[module.name])
 
     return each(pool, work, plan.alignment.modules, listen)
 

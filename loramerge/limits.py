@@ -47,6 +47,12 @@ def highest_ranks(
     wanted = own if own is not None and asked is None else limit
     if highest < wanted:
         notes.append(f"rank {highest} is all there is; {wanted} was asked for")
+    cut = sum(rank < caps[name] for name, rank in ranks.items())
+    if cut and recipe.method.flat(options):
+        notes.append(
+            f"the spectrum of {recipe.method.name} is flat: in {cut} modules what --rank {highest} "
+            "cuts away is as large as what it keeps; --rank full keeps all"
+        )
     short = [name for name, rank in ranks.items() if rank < highest]
     if short and own is not None:
         notes.append(f"{len(short)} modules have fewer than {highest} components; all are kept")

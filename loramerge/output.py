@@ -56,10 +56,17 @@ class Output:
             if stored.part is None:
                 self._put(stored, stored.content())
 
-    def emit(self, module: Aligned, update: LowRank, target: Target | None = None) -> ModuleReport:
+    def emit(
+        self,
+        module: Aligned,
+        update: LowRank,
+        target: Target | None = None,
+        condition: float | None = None,
+    ) -> ModuleReport:
         """Write one module and measure it, as stored, against the exact weighted sum.
 
-        Where the sum is not at hand it is read again.
+        Where the sum is not at hand it is read again. `condition` is the method's own, for the
+        report.
         """
         target = target or read_target(self.plan, module)
         rank, stored_rank = terms(update), 0
@@ -82,8 +89,17 @@ class Output:
         near = compare(target.update, update, target.known)
         if float(near.error) <= FOLDING**2 * float(near.target):
             near = compare(read_target(self.plan, module, wide=True).update, update)
-        numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
-        return ModuleReport(module.name, module.ranks, rank, stored_rank, *numbers)
+        return ModuleReport(
+            module.name,
+            module.ranks,
+            rank,
+            stored_rank,
+            target=float(near.target),
+            result=float(near.result),
+            inner=float(near.inner),
+            error=float(near.error),
+            condition=condition,
+        )
 
     def close(self, pool: Executor, sources_sha256: Sequence[str]) -> str:
         """Complete the header, read the whole file back, compare; sha256 over all tensors.

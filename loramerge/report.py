@@ -15,11 +15,17 @@ from loramerge.plan import Plan
 __all__ = ["SCHEMA_VERSION", "ModuleReport", "Report", "whole_energy", "whole_error"]
 
 SCHEMA_VERSION = 1
+# Above this condition a method that sets updates apart has nothing left to set apart: two updates
+# are then within some 5 % of each other.
+COPIES = 1e3
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """One module: ranks, and squared norms of the exact weighted sum, the result, and their gap."""
+    """One module: ranks, and squared norms of the exact weighted sum, the result, and their gap.
+
+    `condition` is that of the problem the method solved, where it reports one.
+    """
 
     name: str
     ranks: tuple[int, ...]
@@ -29,6 +35,7 @@ class ModuleReport:
     result: float
     inner: float
     error: float
+    condition: float | None = None
 
     @property
     def relative_error(self) -> float:
@@ -130,6 +137,11 @@ class Report:
         return [m.name for m in self.modules if m.rank < self.plan.ranks[m.name]]
 
     @property
+    def condition(self) -> float | None:
+        """The largest condition of a module, where the method reports them."""
+        return max((m.condition for m in self.modules if m.condition is not None), default=None)
+
+    @property
     def padded(self) -> int:
         """Modules stored with more ranks than they kept."""
         return sum(module.rank < module.stored_rank for module in self.modules)
@@ -147,6 +159,12 @@ class Report:
             notes.append(
                 f"{len(self.few)} modules have fewer distinct components than were asked for; all "
                 "are kept"
+            )
+        if near := sum((module.condition or 0.0) > COPIES for module in self.modules):
+            notes.append(
+                f"{near} modules are near copies of each other in these adapters (condition up to "
+                f"{self.condition:.1e}); to average them: loramerge arithmetic with weights that "
+                "add up to 1"
             )
         if self.padded:
             how = "zero-padded to the stored rank (exact)"
@@ -187,6 +205,7 @@ class Report:
             "worst_module": self.worst.name,
             "median_error": _finite(self.median_error),
             "retained_energy": self.energy,
+            "condition": self.condition,
             "notes": self.notes,
             "modules": [
                 {
@@ -196,6 +215,7 @@ class Report:
                     "rank": m.rank,
                     "relative_error": _finite(m.relative_error),
                     "retained_energy": round(m.energy, 9),
+                    "condition": m.condition,
                 }
                 for m in self.modules
             ],

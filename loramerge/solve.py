@@ -43,11 +43,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a plan that must see the whole adapter first looks at: small, kept for every module."""
+    """What is kept of every module until the end: small.
+
+    Singular values and totals are there where ranks or the scale follow from the whole adapter.
+    """
 
     name: str
     singular_values: Array | None
     totals: Totals | None
+    condition: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ def finished(
     result: LowRank | Spectrum,
 ) -> list[Solved]:
     """What a method made of a batch, brought to the length and rank that are known already."""
+    conditions = result.condition if isinstance(result, Spectrum) else None
     result = _rescaled(plan, updates, result)
     totals: list[Totals | None] = [None] * len(batch)
     if plan.scaled:
@@ -136,7 +141,12 @@ def finished(
             name=module.name,
             update=LowRank(A[i], B[i]),
             target=_at(target, i) if compute.on_cpu else None,
-            seen=Seen(module.name, values[i], totals[i]),
+            seen=Seen(
+                module.name,
+                values[i],
+                totals[i],
+                None if conditions is None else float(conditions[i]),
+            ),
         )
         for i, module in enumerate(batch)
     ]

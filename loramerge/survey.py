@@ -24,6 +24,7 @@ class Survey:
     ranks: Mapping[str, int]
     scale: float
     others: Mapping[str, float]
+    conditions: Mapping[str, float | None]
 
     def finished(self, update: LowRank, name: str) -> LowRank:
         """An update cut to its rank and brought to length, the factor's root on both sides."""
@@ -51,13 +52,14 @@ def decide(plan: Plan, found: Sequence[Seen]) -> Survey:
             plan.uniform,
         )
         ranks = {name: min(rank, plan.ranks[name]) for name, rank in chosen.items()}
+    conditions = {one.name: one.condition for one in found}
     if not plan.scaled:
-        return Survey(ranks, 1.0, {})
+        return Survey(ranks, 1.0, {}, conditions)
     totals = _summed([one.totals for one in found if one.totals is not None])
     others: dict[str, float] = {name: factor(name, totals) for name in POLICIES}
     used = plan.recipe.scale
     scale = others[used] * plan.recipe.merge.lambda_ if isinstance(used, str) else 1.0
-    return Survey(ranks, scale, others)
+    return Survey(ranks, scale, others, conditions)
 
 
 def _criterion(criterion: Criterion, dtype: str) -> Criterion:

@@ -110,6 +110,8 @@ def _report(report: Report) -> list[Row]:
         ),
         Row("rounding", _rounding(report)),
     ]
+    if report.condition is not None:
+        rows.append(Row("condition", f"{report.condition:.3g} in the worst module"))
     if method.takes == "many":
         rows.append(Row("scale", _scale(report)))
     rows.append(Row("written", f"{size}, {plan.layout.name} layout; re-read and verified"))

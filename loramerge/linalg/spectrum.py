@@ -8,14 +8,14 @@ Columns are scaled to unit length first, so that one update 1e-6 the size of ano
 ill-conditioned case, and its own singular values stay accurate relative to themselves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.factors import Grams
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace
 
-__all__ = ["Spectrum", "columnwise", "decompose", "lift", "randomized"]
+__all__ = ["Basis", "Spectrum", "basis", "columnwise", "decompose", "lift", "randomized"]
 
 # A float32 Gram matrix has entries good to 1e-7, so squared pivots must stay well above that for
 # singular values good to 1e-3 of themselves.
@@ -40,7 +40,8 @@ class Spectrum:
 
     left [*b, m, p], u [*b, p, q], s [*b, q], vh [*b, q, p'], right [*b, p', n]. Where these are
     only the leading part of an update, `whole` is its squared norm and its inner product with the
-    weighted sum of the inputs, both [*b].
+    weighted sum of the inputs, both [*b]. `condition` [*b] is that of the problem a method solved,
+    where it reports one.
     """
 
     left: Array
@@ -49,6 +50,7 @@ class Spectrum:
     vh: Array
     right: Array
     whole: tuple[Array, Array] | None = None
+    condition: Array | None = None
 
     def truncated(self, rank: int) -> LowRank:
         """The best approximation of this rank, sqrt(s) on each side (Eckart-Young-Mirsky).
@@ -65,7 +67,7 @@ class Spectrum:
         """The thin SVD of factor * dW; the sign of the factor goes to U."""
         u = self.u if factor >= 0 else -self.u
         whole = self.whole and (self.whole[0] * factor**2, self.whole[1] * factor)
-        return Spectrum(self.left, u, self.s * abs(factor), self.vh, self.right, whole)
+        return replace(self, u=u, s=self.s * abs(factor), whole=whole)
 
 
 def lift(columns: Array, mix: Array) -> Array:
@@ -78,8 +80,8 @@ def decompose(update: LowRank, known: Grams | None = None) -> Spectrum:
 
     A batch takes the road of its most difficult item; on the CPU a batch is one module.
     """
-    out = _basis(update.B, known.B if known else None)
-    into = _basis(update.A.mT, known.A if known else None)
+    out = basis(update.B, known.B if known else None)
+    into = basis(update.A.mT, known.A if known else None)
     core = out.coefficients @ into.coefficients.mT
     xp = namespace(core)
     U, s, Vh = xp.linalg.svd(core, full_matrices=False)
@@ -96,7 +98,7 @@ class Reduction(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Basis:
+class Basis:
     """X [*b, d, K] = Q C, with Q = columns @ mix orthonormal and C = coefficients in float64."""
 
     columns: Array
@@ -110,14 +112,18 @@ def _norms(X: Array) -> Array:
     return squares**0.5
 
 
-def _basis(X: Array, G: Array | None) -> _Basis:
+def basis(X: Array, G: Array | None = None) -> Basis:
+    """An orthonormal basis of the columns of X [*b, d, K] by the road that is accurate for it.
+
+    G is X^T X, where it is known.
+    """
     rows, columns = X.shape[-2:]
     if columns > QR_SHARE * rows:
         return _by_qr(X)
     return _by_cholesky(X, G) or _by_eigenvectors(X) or _by_qr(X)
 
 
-def _by_cholesky(X: Array, G: Array | None) -> _Basis | None:
+def _by_cholesky(X: Array, G: Array | None) -> Basis | None:
     """Q = X N^-1 L^-T, from G = X^T X = N L L^T N with N the column norms; None if unsafe."""
     xp = namespace(X)
     G = gram(X) if G is None else G
@@ -129,10 +135,10 @@ def _by_cholesky(X: Array, G: Array | None) -> _Basis | None:
     if not bool(xp.all(ok)) or not bool(xp.all(xp.linalg.diagonal(L) > CHOLESKY_PIVOT)):
         return None
     mix = xp.linalg.inv(L).mT / norms[..., :, None]
-    return _Basis(X, mix, L.mT * norms[..., None, :])
+    return Basis(X, mix, L.mT * norms[..., None, :])
 
 
-def _by_eigenvectors(X: Array) -> _Basis | None:
+def _by_eigenvectors(X: Array) -> Basis | None:
     """The same in float64 with G = E diag(w) E^T, null directions cut; None if w is ambiguous."""
     xp = namespace(X)
     X = double(X)
@@ -147,13 +153,13 @@ def _by_eigenvectors(X: Array) -> _Basis | None:
     root = xp.where(kept, values, zero + 1) ** 0.5
     mix = E * xp.where(kept, 1 / root, zero)[..., None, :] / unit[..., :, None]
     coefficients = (E * xp.where(kept, root, zero)[..., None, :]).mT * norms[..., None, :]
-    return _Basis(X, mix, coefficients)
+    return Basis(X, mix, coefficients)
 
 
-def _by_qr(X: Array) -> _Basis:
+def _by_qr(X: Array) -> Basis:
     xp = namespace(X)
     Q, R = xp.linalg.qr(double(X))
-    return _Basis(Q, xp.eye(R.shape[-2], dtype=R.dtype, device=R.device), R)
+    return Basis(Q, xp.eye(R.shape[-2], dtype=R.dtype, device=R.device), R)
 
 
 def _signs(B: Array) -> Array:
