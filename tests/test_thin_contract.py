@@ -1,0 +1,86 @@
+"""What every method keeps to that works on singular vectors. It grows by itself, like the other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loramerge.adapter import LowRank, Updates
+from tests.test_method_contract import BATCH, VARIANTS, Variant, apart, delta
+from tests.updates import gaussian, near
+
+THIN = [v for v in VARIANTS if v.method.place == "thin" and v.method.takes == "many"]
+each_thin = pytest.mark.parametrize("variant", THIN, ids=str)
+
+# A law holds for every method and choice of options but these, for the reason given.
+NOT_THE_SAME_FROM_COPIES: dict[tuple[str, str], str] = {}
+NOT_THE_ADAPTER_ALONE = {
+    ("tsv", "smooth=average"): "a smooth spectrum is another",
+    ("tsv", "smooth=linear"): "a smooth spectrum is another",
+}
+
+
+def alike(*given: LowRank, weights: tuple[float, ...] | None = None) -> Updates:
+    keys = tuple(tuple(range(BATCH)) for _ in given)
+    count = len(given)
+    return Updates(given, weights or (1.0,) * count, (1.0,) * count, rank=4, keys=keys)
+
+
+@each_thin
+def test_copies_of_one_adapter_give_what_it_gives_alone(
+    variant: Variant, rng: np.random.Generator
+) -> None:
+    one = gaussian(rng, 40, 30, 5, batch=BATCH)
+    gap = apart(delta(variant, alike(one, one, one, one)), delta(variant, alike(one)))
+    if (variant.method.name, variant.label) in NOT_THE_SAME_FROM_COPIES:
+        assert gap > 1e-2  # or it need not be excepted
+    else:
+        assert gap < 1e-5  # float32 factors
+
+
+@each_thin
+def test_one_adapter_alone_comes_back(variant: Variant, rng: np.random.Generator) -> None:
+    one = gaussian(rng, 40, 30, 5, batch=BATCH)
+    gap = apart(delta(variant, alike(one)), one.B.astype(float) @ one.A.astype(float))
+    if (variant.method.name, variant.label) in NOT_THE_ADAPTER_ALONE:
+        assert gap > 1e-2
+    else:
+        assert gap < 1e-5  # float32 factors
+
+
+def pairs(rng: np.random.Generator) -> dict[str, Updates]:
+    """Updates that stand in every relation to each other that a method may trip over."""
+    one, other = (gaussian(rng, 40, 30, 5, batch=BATCH) for _ in range(2))
+    return {
+        "unrelated": alike(one, other),
+        "copies": alike(one, one, one),
+        "copies of unequal weight": alike(one, one, one, weights=(1.0, 0.4, 0.7)),
+        "near copies": alike(one, near(rng, one, 1e-3), near(rng, one, 1e-3)),
+        "two checkpoints": alike(one, near(rng, one, 0.05)),
+        "shared A": alike(one, LowRank(one.A, other.B)),
+        "shared B": alike(one, LowRank(other.A, one.B)),
+        "one much smaller": alike(one, LowRank(other.A, other.B * np.float32(1e-3))),
+        "negative weight": alike(one, other, weights=(1.0, -0.7)),
+        "more ranks than fit": alike(*(gaussian(rng, 12, 9, 5, batch=BATCH) for _ in range(3))),
+    }
+
+
+def changed(rng: np.random.Generator, update: LowRank) -> LowRank:
+    """The update with both factors changed by as much as changes it by 1e-3 of its norm."""
+    parts = []
+    for x in (update.A, update.B):
+        noise = rng.standard_normal(x.shape) * np.sqrt(np.mean(x.astype(float) ** 2))
+        parts.append((x + 1e-3 / np.sqrt(2) * noise).astype(np.float32))
+    return LowRank(*parts)
+
+
+@each_thin
+@pytest.mark.parametrize("relation", pairs(np.random.default_rng(0)))
+def test_a_small_change_of_the_input_is_a_small_change_of_the_result(
+    variant: Variant, relation: str, rng: np.random.Generator
+) -> None:
+    given = pairs(rng)[relation]
+    before = delta(variant, given)
+    for _ in range(3):
+        moved = tuple(changed(rng, factor) for factor in given.factors)
+        assert apart(delta(variant, replace(given, factors=moved)), before) < 1e-2
