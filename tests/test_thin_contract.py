@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from loramerge.adapter import LowRank, Updates
-from tests.test_method_contract import BATCH, VARIANTS, Variant, apart, delta
+from tests.entries import apart
 from tests.updates import gaussian, near
+from tests.variants import BATCH, VARIANTS, Variant, delta
 
 THIN = [v for v in VARIANTS if v.method.place == "thin" and v.method.takes == "many"]
 each_thin = pytest.mark.parametrize("variant", THIN, ids=str)
