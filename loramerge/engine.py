@@ -108,10 +108,9 @@ def _streamed(
     by_name = {module.name: module for module in plan.alignment.modules}
 
     def work(batch: tuple[Aligned, ...]) -> list[ModuleReport]:
-        return [output.emit(by_name[s.name], s.update, s.target) for s in solver(batch)]
         return [
             output.emit(by_name[s.name], s.update, s.target, s.seen.condition)
-            for s in solve(plan, compute, batch)
+            for s in solver(batch)
         ]
 
     return _flat(each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute)))
