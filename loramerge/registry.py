@@ -12,6 +12,7 @@ from loramerge.errors import UsageError
 from loramerge.linalg.scales import ScaleName
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options, did_you_mean
+from loramerge.traits import COSTS, PLACES, Cost, Place, Score
 
 __all__ = [
     "Census",
@@ -28,20 +29,6 @@ __all__ = [
     "methods",
     "never",
 ]
-
-# Where a method does its sums, and how long a whole run may take beside one of the plain sum.
-Place: TypeAlias = Literal["factors", "thin", "entries"]
-Cost: TypeAlias = Literal["sum", "one-shot", "iterative"]
-PLACES: Mapping[Place, str] = {
-    "factors": "on the factors of each update",
-    "thin": "in the small space all updates span",
-    "entries": "on entries in the coordinates of --space",
-}
-COSTS: Mapping[Cost, str] = {
-    "sum": "as fast as the sum",
-    "one-shot": "up to 3 times the time of the sum",
-    "iterative": "up to 6 times the time of the sum",
-}
 
 Rule: TypeAlias = Callable[[Updates, Any], LowRank | Spectrum]
 Trials: TypeAlias = Iterator[tuple[LowRank, Mapping[str, Array]]]
@@ -89,22 +76,6 @@ class Census:
     passes: Callable[[Any], int]
     count: Callable[[Updates, Any], Any]
     settle: Callable[[Any, Any, Any], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Exact match measured on the testbed: eight adapters in one, or one squeezed.
-
-    `row` names the line of the quality table that measured it.
-    """
-
-    exact_match: float
-    row: str
-
-    @property
-    def command(self) -> str:
-        """What measures it again."""
-        return f'python benchmarks/quality.py --only "{self.row}"'
 
 
 @dataclass(frozen=True, slots=True)
