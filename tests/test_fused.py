@@ -116,6 +116,11 @@ def test_parts_of_different_scale_are_stacked_with_their_scale(tmp_path: Path) -
     np.testing.assert_allclose(delta(stacked, QKV), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_parts_of_scale_zero_are_stacked_to_zero(tmp_path: Path) -> None:
+    stacked = renamed(split(tmp_path, (2, 2, 2), lora_alpha=0), "kohya")
+    assert not delta(stacked, QKV).any()
+
+
 def test_a_part_that_is_not_adapted_is_zero_in_the_whole_and_absent_again(tmp_path: Path) -> None:
     apart = split(tmp_path, (2, 1))
     stacked = renamed(apart, "kohya")

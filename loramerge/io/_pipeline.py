@@ -1,9 +1,10 @@
 """What files of diffusion pipelines share: the first part of a key, and facts of their headers."""
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from loramerge.adapter import Extra, Variant
+from loramerge.adapter import Adapter, Extra, Module, Variant
 from loramerge.errors import UsageError
 from loramerge.io._grammar import factor_shapes
 from loramerge.io._layout import Draft, Given, Stored
@@ -18,6 +19,7 @@ __all__ = [
     "agreed",
     "bundled",
     "carried",
+    "described",
     "own_scale",
     "pairs",
 ]
@@ -73,6 +75,33 @@ def own_scale(given: Given) -> None:
             "bare PEFT files.",
             "leave --alpha out",
         )
+
+
+def described(
+    given: Given,
+    layout: str,
+    modules: Mapping[str, Module],
+    groups: Mapping[str, Mapping[str, str]],
+    *,
+    extras: Sequence[Extra] = (),
+    silent: int = 0,
+) -> Adapter:
+    """The adapter of a layout with names of its own; `silent` modules lack the alpha it expects."""
+    source = given.source
+    count = f"{silent} of {len(modules)} modules"
+    note = f"scale 1 where alpha is missing or 0, as in kohya: {count}"
+    return Adapter(
+        reference=given.reference,
+        layout=layout,
+        modules=modules,
+        source=source,
+        naming=layout,
+        extras=tuple(extras),
+        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
+        metadata=source.metadata,
+        base_model=source.metadata.get("ss_base_model_version"),
+        assumed=(note,) if silent else (),
+    )
 
 
 def bundled(source: Source) -> tuple[Extra, ...]:

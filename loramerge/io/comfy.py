@@ -6,7 +6,7 @@ from loramerge.adapter import Adapter, Extra
 from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, scaled
 from loramerge.io._layout import Draft, Given, Layout, Written
-from loramerge.io._pipeline import DORA, agreed, carried, own_scale, pairs
+from loramerge.io._pipeline import agreed, carried, described, own_scale, pairs
 from loramerge.io._products import full
 from loramerge.io._source import Source
 
@@ -58,17 +58,7 @@ def read(given: Given) -> Adapter:
         )
     modules, _ = scaled(source, {n: r for n, r in updates.items() if n not in whole}, where)
     modules |= {name: full(name, roles, source.tensors)[0] for name, roles in whole.items()}
-    return Adapter(
-        reference=where,
-        layout="comfy",
-        modules=modules,
-        source=source,
-        naming="comfy",
-        extras=tuple(extras),
-        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
-        metadata=source.metadata,
-        base_model=source.metadata.get("ss_base_model_version"),
-    )
+    return described(given, "comfy", modules, groups, extras=extras)
 
 
 def _of_weight(source: Source, role: str, key: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from loramerge.adapter import Adapter
 from loramerge.io._grammar import Grammar, scaled
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
-from loramerge.io._pipeline import DORA, agreed, own_scale, pairs
+from loramerge.io._pipeline import agreed, described, own_scale, pairs
 from loramerge.io._source import Source
 from loramerge.io._write import header
 
@@ -34,25 +34,10 @@ def explains(key: str) -> bool:
 
 def read(given: Given) -> Adapter:
     """Describe a kohya file. Scale alpha / rank of the tensor; no alpha, or 0, means scale 1."""
-    source, where = given.source, given.reference
     own_scale(given)
-    groups = GRAMMAR.group(source.tensors)
-    modules, silent = scaled(source, groups, where)
-    return Adapter(
-        reference=where,
-        layout="kohya",
-        modules=modules,
-        source=source,
-        naming="kohya",
-        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
-        metadata=source.metadata,
-        base_model=source.metadata.get("ss_base_model_version"),
-        assumed=(
-            f"scale 1 where alpha is missing or 0, as in kohya: {silent} of {len(modules)} modules",
-        )
-        if silent
-        else (),
-    )
+    groups = GRAMMAR.group(given.source.tensors)
+    modules, silent = scaled(given.source, groups, given.reference)
+    return described(given, "kohya", modules, groups, silent=silent)
 
 
 def write(draft: Draft) -> Written:

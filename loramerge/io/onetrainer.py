@@ -5,7 +5,7 @@ import re
 from loramerge.adapter import Adapter
 from loramerge.io._grammar import Grammar, scaled
 from loramerge.io._layout import Given, Layout
-from loramerge.io._pipeline import BUNDLED, COMPONENT, DORA, ORIGINAL, bundled, own_scale
+from loramerge.io._pipeline import BUNDLED, COMPONENT, ORIGINAL, bundled, described, own_scale
 
 NAME = rf"(?P<module>(?:{COMPONENT}|(?:clip_l|clip_g|t5)\.).+?)"
 GRAMMAR = Grammar(
@@ -30,24 +30,11 @@ def marks(key: str) -> bool:
 
 def read(given: Given) -> Adapter:
     """Describe a file. Parts of a fused layer are counted: qkv.0 is the query's."""
-    source, where = given.source, given.reference
     own_scale(given)
-    groups = GRAMMAR.group(source.tensors)
-    modules, silent = scaled(source, groups, where)
-    return Adapter(
-        reference=where,
-        layout="onetrainer",
-        modules=modules,
-        source=source,
-        naming="onetrainer",
-        extras=bundled(source),
-        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
-        metadata=source.metadata,
-        base_model=source.metadata.get("ss_base_model_version"),
-        assumed=(f"scale 1 where alpha is missing: {silent} of {len(modules)} modules",)
-        if silent
-        else (),
-    )
+    groups = GRAMMAR.group(given.source.tensors)
+    modules, silent = scaled(given.source, groups, given.reference)
+    extras = bundled(given.source)
+    return described(given, "onetrainer", modules, groups, extras=extras, silent=silent)
 
 
 LAYOUT = Layout(

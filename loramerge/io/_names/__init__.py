@@ -38,8 +38,9 @@ def renamed(adapter: Adapter, naming: str) -> Adapter:
     """The same adapter with module names of another vocabulary.
 
     Layers that are fused there are stacked, layers that are fused here are taken apart; both are
-    exact. Raises IncompatibleError where a name has no counterpart there, listing them, and where
-    several families explain all names and translate them differently.
+    exact. Headers do not say how many terms a part has, so factors of such layers are read.
+    Raises IncompatibleError where a name has no counterpart there, listing them, and where several
+    families explain all names and translate them differently.
     """
     if adapter.naming == naming:
         return adapter

@@ -57,7 +57,8 @@ class Stack:
 
 def fits(row: Row, module: Module) -> bool:
     """Whether a layer has the shape that the row says."""
-    return not row.shares or module.out_features == sum(row.shares) * module.in_features
+    rows = sum(row.shares) * module.in_features
+    return not row.shares or (module.out_features == rows and not module.kernel)
 
 
 def part_heights(row: Row, module: Module) -> tuple[int, ...]:
@@ -76,7 +77,8 @@ def parts(source: TensorSource, row: Row, whole: Module) -> list[Module | None]:
     """What a layer is in diffusers; None for a part that it leaves unchanged.
 
     Where no term of a fused update reaches two of its parts, as sd-scripts saves `split_qkv` and
-    `together` stacks, each part gets only its own terms, and one that none reaches is absent.
+    `together` stacks, each part gets only its own terms, and one that none reaches is absent. Only
+    B itself shows it, and is read.
     """
     if len(row.parts) == 1:
         half = whole.out_features // 2
@@ -120,6 +122,7 @@ def together(source: TensorSource, row: Row, name: str, members: Sequence[Module
     if len(row.parts) == 1:
         (whole,) = parts(source, row, first)
         return replace(whole or first, name=name)
+    assert not any(member.gates for member in there)  # SoRA is of models without fused layers
     heights = part_heights(row, first)
     shared = len(there) == len(members) and _have_one_input(source, there)
     scalings = {member.scaling for member in there}
@@ -130,7 +133,7 @@ def together(source: TensorSource, row: Row, name: str, members: Sequence[Module
         out_features=sum(heights),
         in_features=first.in_features,
         rank=first.rank if shared else sum(member.rank for member in there),
-        scaling=first.scaling if len(scalings) == 1 else 1.0,
+        scaling=first.scaling if len(scalings) == 1 and first.scaling else 1.0,
         dtype=first.dtype if len(dtypes) == 1 else "F32",
         keys={
             f"{role} {place}": key
