@@ -1,0 +1,58 @@
+"""Starts that change the base (PiSSA, OLoRA): our conversion against what PEFT merges."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from loramerge.derive import rebased
+from loramerge.errors import IncompatibleError
+from loramerge.io._open import open_adapter
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.v = nn.Linear(16, 12, bias=False), nn.Linear(16, 20, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.q(x).sum() + self.v(x).sum()
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_update_relative_to_the_true_base_is_that_of_peft(init: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["q", "v"], init_lora_weights=init)
+    base = Model()
+    before = {name: weight.clone().numpy() for name, weight in base.state_dict().items()}
+    model = get_peft_model(base, config)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = init
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) / 10
+    model.save_pretrained(tmp_path / "trained")
+    trained, initial = (open_adapter(str(tmp_path / name)) for name in ("trained", "initial"))
+    after = model.merge_and_unload().state_dict()
+    assert trained.variants  # refused as it is
+    ours = rebased(trained, initial)
+    assert not ours.variants
+    for name, module in ours.modules.items():
+        assert module.rank == 6
+        update = ours.read(name)
+        wanted = after[f"{name}.weight"].numpy() - before[f"{name}.weight"]
+        # PEFT takes the start out of the base and adds it again, in float32
+        np.testing.assert_allclose(update.B @ update.A, wanted, atol=2e-6)
+
+
+def test_a_start_of_other_modules_is_refused(tmp_path: Path) -> None:
+    for name, targets in (("one", ["q", "v"]), ("two", ["q"])):
+        config = LoraConfig(r=2, target_modules=targets, init_lora_weights="pissa")
+        get_peft_model(Model(), config).save_pretrained(tmp_path / name)
+    one, two = (open_adapter(str(tmp_path / name)) for name in ("one", "two"))
+    with pytest.raises(IncompatibleError, match="does not hold the start of v"):
+        rebased(one, two)
