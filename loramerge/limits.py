@@ -3,6 +3,7 @@
 import msgspec
 
 from loramerge.align import Alignment
+from loramerge.errors import UsageError
 from loramerge.options import Options
 from loramerge.recipe import Recipe
 
@@ -36,6 +37,13 @@ def highest_ranks(
     criterion, asked = recipe.criterion, recipe.settings.rank
     if criterion and criterion.kohya:  # theirs may keep one more than there are, and that is zero
         caps = {m.name: min(caps[m.name] + 1, *m.model.shape) for m in alignment.modules}
+    if every and recipe.method.takes == "one" and isinstance(asked, int):
+        largest = _largest(alignment)
+        if asked < largest:
+            raise UsageError(
+                f"{recipe.method.name} --rank {asked} is less than the rank {largest} there is.",
+                f"make it smaller: loramerge squeeze --rank {asked}",
+            )
     if asked == "full" or (criterion and (asked is None or criterion.budgeted)):
         return caps, []
     limit = asked if isinstance(asked, int) else own or _largest(alignment)

@@ -205,7 +205,8 @@ def _check_ranks(recipe: Recipe, name: str) -> None:
     bound = recipe.options.bound
     if bound and given:
         raise UsageError(f"{name} takes only one of {bound} and {flags(given)}.", "leave one out")
-    if not (given or bound or recipe.method.takes == "many" or recipe.method.chooses_rank):
+    found = recipe.method
+    if not (given or bound or found.takes == "many" or found.chooses_rank or found.surgery):
         raise UsageError(
             f"{name} needs to know how small: --rank, --energy, --max-error or --size.",
             f"for example: {recipe.method.example}",

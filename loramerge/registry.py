@@ -91,7 +91,8 @@ class Method:
     `inputs` is the number of adapters it merges, where that is fixed.
     `uses` names the distributions besides numpy that decide its numbers on the CPU.
     `sweep` is what a table can be drawn over, where there is something, and `census` what must be
-    counted over the whole adapter first. `remarks` are what a user must be told of these options
+    counted over the whole adapter first. `surgery` says that it cuts and joins adapters, and keeps
+    their ranks unless it is asked for less. `remarks` are what a user must be told of these options
     with the modules of the inputs; one that begins with `warning: ` is shown in yellow.
     `flat` says with which options all singular values of the result are equal, so that a cut to a
     lower rank takes away as much as it leaves out.
@@ -119,6 +120,7 @@ class Method:
     place: Place = "factors"
     cost: Cost = "sum"
     score: Score | None = None
+    surgery: bool = False
 
     @property
     def documentation(self) -> str:
@@ -170,6 +172,7 @@ def merger(
     every_rank: Callable[[Any], bool] = never,
     inputs: int | None = None,
     census: Census | None = None,
+    surgery: bool = False,
     uses: tuple[str, ...] = (),
     sweep: Sweep | None = None,
     flat: Callable[[Any], bool] = never,
@@ -194,6 +197,7 @@ def merger(
             every_rank=every_rank,
             inputs=inputs,
             census=census,
+            surgery=surgery,
             uses=uses,
             sweep=sweep,
             flat=flat,
@@ -211,6 +215,9 @@ def compressor(
     options: type[Options],
     example: str,
     chooses_rank: bool = False,
+    exact: Callable[[Any], bool] | None = None,
+    every_rank: Callable[[Any], bool] = never,
+    surgery: bool = False,
     sweep: Sweep | None = None,
     remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing,
     score: Score | None = None,
@@ -225,7 +232,9 @@ def compressor(
             paper=paper,
             example=example,
             scale="paper",
-            exact=never if chooses_rank else always,
+            exact=exact or (never if chooses_rank else always),
+            every_rank=every_rank,
+            surgery=surgery,
             chooses_rank=chooses_rank,
             sweep=sweep,
             remarks=remarks,

@@ -64,6 +64,7 @@ def test_the_main_page_names_every_command_under_a_heading() -> None:
         "Options",
         "Merge (many adapters to one)",
         "Compress (one adapter)",
+        "Surgery",
         "Look",
         "Change form",
         "Recipes",

@@ -11,7 +11,7 @@ import loramerge
 from loramerge.adapter import LowRank, Updates
 from loramerge.registry import methods
 from tests.backends import lend_kernels_to_strict
-from tests.entries import apart, low_rank
+from tests.entries import low_rank
 from tests.updates import dense, gaussian
 from tests.variants import (
     BATCH,
@@ -33,7 +33,10 @@ NOT_GAUGE_INVARIANT = {
     ("cluster", "gauge=balanced"): "rank-1 terms as trained, by definition",
     ("cluster", "gauge=raw"): "rank-1 terms as stored, by definition",
 }
-ORDER_MATTERS = {"ema": "the last checkpoint is the latest"}
+ORDER_MATTERS = {
+    "ema": "the last checkpoint is the latest",
+    "project": "what is left is the first's",
+}
 
 
 @pytest.fixture
@@ -86,6 +89,16 @@ def test_a_batch_gives_what_its_modules_give_one_by_one(
         assert apart(together[item : item + 1], alone) <= 1e-6
 
 
+def apart(x: np.ndarray, y: np.ndarray) -> float:
+    """The largest relative distance of two batches of delta weights.
+
+    The updates here are of length 10. What `project` leaves of them is rounding, as they span
+    nearly one space, and is none to be relative to.
+    """
+    gaps = np.linalg.norm(x - y, axis=(-2, -1)) / np.clip(np.linalg.norm(y, axis=(-2, -1)), 1, None)
+    return float(gaps.max())
+
+
 def only(updates: Updates, item: int) -> Updates:
     """One item of the batch."""
     one = slice(item, item + 1)
@@ -101,12 +114,12 @@ def only(updates: Updates, item: int) -> Updates:
 def test_the_order_of_adapters_decides_nothing(variant: Variant, updates: Updates) -> None:
     straight = delta(variant, given(variant, updates))
     first, *others = range(taken(variant))
-    for places in ((*others, first), (*reversed(others), first)):
-        gap = apart(delta(variant, given(variant, updates, places)), straight)
-        if variant.method.name in ORDER_MATTERS:
-            assert gap > 1e-2  # or it need not be excepted
-        else:
-            assert gap <= 1e-5
+    turned = ((*others, first), (*reversed(others), first))
+    gaps = [apart(delta(variant, given(variant, updates, places)), straight) for places in turned]
+    if variant.method.name in ORDER_MATTERS:
+        assert max(gaps) > 1e-2  # or it need not be excepted
+    else:
+        assert max(gaps) <= 1e-5
 
 
 @each_merge
@@ -196,6 +209,7 @@ def test_threads_do_not_change_a_byte_of_the_file(
     files = []
     for threads in (1, 8):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=threads: set(range(n)))
-        result, _ = loramerge.run(name, inputs, rank=3)
+        # A rank that cuts; one that pads where nothing else is taken.
+        result, _ = loramerge.run(name, inputs, rank=8 if name == "pad" else 3)
         files.append(result.adapter.source.path.read_bytes())
     assert files[0] == files[1]

@@ -80,15 +80,20 @@ def _groups() -> dict[str, dict[str, str]]:
 
     merge: dict[str, str] = {}
     compress: dict[str, str] = {}
+    surgery: dict[str, str] = {}
     for method in methods().values():
-        found = merge if method.takes == "many" else compress
+        found = surgery if method.surgery else merge if method.takes == "many" else compress
         found[method.name] = method.summary
         found.update({preset.name: preset.summary for preset in method.presets})
-    by_hand = {
-        title: {name: found.short_help or found.help or "" for name, found in commands.items()}
-        for title, commands in written().items()
+    groups = {
+        "Merge (many adapters to one)": merge,
+        "Compress (one adapter)": compress,
+        "Surgery": surgery,
     }
-    return {"Merge (many adapters to one)": merge, "Compress (one adapter)": compress, **by_hand}
+    for title, commands in written().items():
+        found = groups.setdefault(title, {})
+        found.update({name: one.short_help or one.help or "" for name, one in commands.items()})
+    return groups
 
 
 def written() -> dict[str, dict[str, click.Command]]:
