@@ -21,6 +21,9 @@ from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, sour
 
 __all__ = ["Plan", "make_plan"]
 
+# What --extras may say where a merge keeps the tensors beside the LoRA.
+KEPT = ("first", "mean")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -85,7 +88,8 @@ class Plan:
             alpha = rank if self.layout.unscaled else highest
             modules.append(_module(module, rank, alpha, self.dtype))
         extras = self.adapters[0].extras if self._carries_extras else ()
-        return Draft(tuple(modules), self.adapters, extras, self.uniform)
+        mean = len(self.adapters) > 1 and self.recipe.merge.extras == "mean"
+        return Draft(tuple(modules), self.adapters, extras, self.uniform, mean)
 
     def written(self, ranks: Mapping[str, int]) -> Written:
         """The file with these ranks, as the layout stores it, and how it was made in its header."""
@@ -108,7 +112,7 @@ class Plan:
     @property
     def _carries_extras(self) -> bool:
         same = self.layout.name == _written_as(self.adapters[0])
-        return same and (len(self.adapters) == 1 or self.recipe.merge.extras == "first")
+        return same and (len(self.adapters) == 1 or self.recipe.merge.extras in KEPT)
 
 
 def _module(module: Aligned, rank: int, alpha: int, dtype: str) -> Module:
@@ -203,9 +207,11 @@ def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
     if recipe.merge.extras == "error":
         raise IncompatibleError(
             f"{what}; a sum of updates has no place for them.",
-            "--extras first keeps the first adapter's, --extras drop leaves them out",
+            "--extras first keeps the first adapter's, mean their mean; drop leaves them out",
         )
-    taken = adapters[0].extras if recipe.merge.extras == "first" else ()
+    if recipe.merge.extras == "mean":
+        return _averaged(adapters)
+    taken = adapters[0].extras if recipe.merge.extras in KEPT else ()
     dropped = [
         f"{source_name(a)}: {extra.key}"
         for position, a in enumerate(adapters)
@@ -215,6 +221,21 @@ def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
     source = source_name(adapters[0])
     notes = [f"carried from {source}: {listed([e.key for e in taken])}"] if taken else []
     return notes + ([f"dropped: {listed(dropped)}"] if dropped else [])
+
+
+def _averaged(adapters: Sequence[Adapter]) -> list[str]:
+    """A note on extras whose mean is taken. Raises where they are not the same in every adapter."""
+    shapes = [{extra.key: extra.info.shape for extra in a.extras} for a in adapters]
+    keys = list(dict.fromkeys(key for one in shapes for key in one))
+    unlike = [key for key in keys if len({one.get(key) for one in shapes}) > 1]
+    rows = [e.key for a in adapters for e in a.extras if e.role == "token rows"]
+    if unlike or rows:
+        raise IncompatibleError(
+            f"--extras mean needs the same tensors in every adapter; these differ, or belong to "
+            f"other tokens or labels: {listed(list(dict.fromkeys(unlike + rows)), 4)}.",
+            "use --extras first or --extras drop",
+        )
+    return [f"the mean of all adapters: {listed(keys)}"]
 
 
 def _check_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:

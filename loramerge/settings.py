@@ -177,11 +177,12 @@ class MergeSettings(Settings, frozen=True):
         ),
     ] = "zero"
     extras: Annotated[
-        Literal["error", "first", "drop"],
+        Literal["error", "first", "mean", "drop"],
         _says(
             MERGE,
             "Saved heads, biases, embeddings beside the LoRA: stop (error), take the first "
-            "adapter's (first), or leave them out (drop).",
+            "adapter's (first), their mean where every adapter has the same (mean), or leave them "
+            "out (drop).",
         ),
     ] = "error"
     base_mismatch: Annotated[

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import add
 from typing import Any, Literal, TypeAlias
 
 from loramerge.adapter import Adapter, Array, Extra, Module
+from loramerge.compute import encode
 from loramerge.io._source import Source
 
 __all__ = ["Draft", "Given", "Layout", "Part", "Stored", "Written"]
@@ -36,13 +39,28 @@ class Draft:
 
     A module's `scaling` is what a reader will find, alpha / rank with alpha the largest rank: 1
     where the form is uniform. Factors are divided by it when they are written.
-    `extras` are tensors of the one source adapter that are carried unchanged.
+    `extras` are tensors of the first source that are carried, unchanged or as the `mean` of those
+    of all sources.
     """
 
     modules: tuple[Module, ...]
     sources: tuple[Adapter, ...]
     extras: tuple[Extra, ...] = ()
     uniform: bool = True
+    mean: bool = False
+
+    def content(self, extra: Extra) -> Callable[[], bytes]:
+        """How to get the bytes of an extra."""
+        if not self.mean:
+            return partial(self.sources[0].source.read, extra.key)
+
+        def mean() -> bytes:
+            read = [s.source.array(extra.key).astype("float64") for s in self.sources]
+            total = reduce(add, read)
+            data: bytes = encode(total / len(read), extra.info.dtype).tobytes()
+            return data
+
+        return mean
 
     @property
     def rank(self) -> int:

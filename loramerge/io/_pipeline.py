@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from loramerge.adapter import Adapter, Extra, Module, Variant
 from loramerge.errors import UsageError
@@ -115,10 +114,9 @@ def bundled(source: Source) -> tuple[Extra, ...]:
 
 def carried(draft: Draft) -> list[Stored]:
     """The extras of a result, as they were stored."""
-    source = draft.sources[0].source
     return [
-        Stored(key, info.dtype, info.shape, content=partial(source.read, key))
-        for key, info in ((extra.key, extra.info) for extra in draft.extras)
+        Stored(extra.key, extra.info.dtype, extra.info.shape, content=draft.content(extra))
+        for extra in draft.extras
     ]
 
 

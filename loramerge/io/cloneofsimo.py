@@ -1,7 +1,6 @@
 """cloneofsimo/lora: unet:0:down and unet:0:up, in the order in which the model is walked."""
 
 import re
-from functools import partial
 
 from loramerge.adapter import Adapter, Extra
 from loramerge.errors import IncompatibleError, UsageError
@@ -82,9 +81,8 @@ def write(draft: Draft) -> Written:
         tensors.append(Stored(f"{module.name}:up", module.dtype, B, whose, "B"))
         metadata[f"{module.name}:rank"] = str(module.rank)
     metadata |= {component: _classes(draft, component) for component in counts}
-    source = draft.sources[0].source
     for extra in draft.extras:
-        content = partial(source.read, extra.key)
+        content = draft.content(extra)
         tensors.append(Stored(extra.key, extra.info.dtype, extra.info.shape, content=content))
         metadata[extra.key] = EMBEDDING
     return Written(tensors=tuple(tensors), metadata=metadata)

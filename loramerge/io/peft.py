@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from loramerge.adapter import Adapter, Extra, Kind, Module
@@ -157,9 +156,8 @@ def write(draft: Draft) -> Written:
         tensors.append(Stored(f"{stem}.{a}", module.dtype, A, (module.name,), "A"))
         tensors.append(Stored(f"{stem}.{b}", module.dtype, B, (module.name,), "B"))
     tensors += stacked([module for module in draft.modules if module.kind == "parameter"])
-    source = draft.sources[0].source
     for extra in draft.extras:
-        key, content = PREFIX + clean(extra.key), partial(source.read, extra.key)
+        key, content = PREFIX + clean(extra.key), draft.content(extra)
         tensors.append(Stored(key, extra.info.dtype, extra.info.shape, content=content))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
