@@ -116,6 +116,14 @@ def test_the_third_text_encoder_of_sd_scripts_is_the_second_of_diffusers_in_flux
     assert "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q" in found.modules
 
 
+def test_onetrainer_counts_the_text_encoders_of_flux_as_diffusers_does(tmp_path) -> None:
+    text = "encoder_block_0_layer_0_SelfAttention_q"
+    flux = "lora_transformer_single_transformer_blocks_0_norm_linear"
+    found = renamed(kohya(tmp_path, flux, f"lora_te2_{text}"), "diffusers")
+    assert "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q" in found.modules
+    assert f"lora_te3_{text}" in renamed(found, "kohya").modules
+
+
 def test_names_that_several_families_read_differently_are_refused(tmp_path) -> None:
     alone = kohya(tmp_path, "lora_te3_encoder_block_0_layer_0_SelfAttention_q")
     with pytest.raises(IncompatibleError, match=r"several families .* Flux, Stable Diffusion 3"):

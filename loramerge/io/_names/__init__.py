@@ -18,6 +18,7 @@ from loramerge.io._names._table import Family, Found
 
 __all__ = ["alike", "families", "renamed"]
 
+ONE_LAYOUT = "leave --to out, or give adapters of one layout"
 # Where a file's header says what it was trained on.
 ABOUT_BASE = ("modelspec.architecture", "ss_base_model_version")
 
@@ -154,7 +155,7 @@ def _one_of(adapter: Adapter, whole: Sequence[Translation]) -> Translation:
     raise IncompatibleError(
         f"{adapter.reference}: its module names fit several families of models, "
         f"{listed([t.family.name for t in whole])}, and mean different layers in each.",
-        "give adapters of one layout, and leave --to out",
+        ONE_LAYOUT,
     )
 
 
@@ -204,5 +205,5 @@ def _no_counterpart(adapter: Adapter, naming: str, closest: Translation) -> Inco
         )
     return IncompatibleError(
         f"{adapter.reference}: {message}: {listed(unknown, 4)}.",
-        "give adapters of one layout, and leave --to out",
+        ONE_LAYOUT,
     )
