@@ -219,6 +219,15 @@ class Origin:
         return self.path.removesuffix("adapter_model.safetensors").rstrip("/")
 
     @property
+    def stem(self) -> str:
+        """What results and copies are called after: a file or folder that was meant, or the repo.
+
+        The names that every trainer gives its file say nothing.
+        """
+        place = self.place.removesuffix("pytorch_lora_weights.safetensors").rstrip("/")
+        return (place or self.repository).rpartition("/")[2].removesuffix(".safetensors")
+
+    @property
     def name(self) -> str:
         """How people call it: user/repo or user/repo:place."""
         return self.repository + (f":{self.place}" if self.place else "")

@@ -57,8 +57,7 @@ def default_name(plan: Plan) -> str:
 
 def _stem(adapter: Adapter) -> str:
     if adapter.origin is not None:
-        last = (adapter.origin.place or adapter.origin.repository).rpartition("/")[2]
-        return last.removesuffix(".safetensors")
+        return adapter.origin.stem
     path = Path(adapter.reference).expanduser().resolve()
     if path.name == layout(adapter.layout).weights:
         path = path.parent

@@ -14,7 +14,12 @@ from loramerge.options import did_you_mean
 __all__ = ["cli", "main", "written"]
 
 # The files that hold the commands written by hand, each in a table COMMANDS.
-WRITTEN = {"Look": ("look",), "Change form": ("baking",), "Recipes": ("recipes",)}
+WRITTEN = {
+    "Look": ("look",),
+    "Change form": ("baking",),
+    "Hub": ("hub",),
+    "Recipes": ("recipes",),
+}
 # What other tools call it.
 ELSEWHERE = {
     "add": "arithmetic",

@@ -27,7 +27,7 @@ from loramerge.io._source import OnDisk, Source, open_source, source_of
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
-__all__ = ["fetch", "find_on_hub"]
+__all__ = ["fetch", "find_on_hub", "look_up"]
 
 # How much of a weights file is asked for to see its header: a floor, and a share of its size that
 # headers exceed only where tensors have less than some 2 kB each. Reading stops with the header.
@@ -179,7 +179,7 @@ def find_on_hub(reference: HubReference, look: bool = False) -> Found:
     AdapterError where there are none or no telling which.
     """
     with explained(str(reference), reference.repository):
-        found = _looked_up(reference)
+        found = look_up(reference)
         path = weights_among(found.files, reference)
         beside = _beside(path, CONFIG)
         config = parsed(reference.at(beside), found.read(beside)) if beside in found.files else None
@@ -197,7 +197,7 @@ def _beside(path: str, name: str) -> str:
     return path[: path.rfind("/") + 1] + name
 
 
-def _looked_up(reference: HubReference) -> Repository:
+def look_up(reference: HubReference) -> Repository:
     """The repository at the commit that its revision means now, or meant when last downloaded."""
     try:
         facts = patiently(
