@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-from loramerge.adapter import Origin
 from loramerge.errors import UsageError
 from loramerge.events import Listener, Started, silent
 from loramerge.io._files import CARD, CONFIG, SUFFIX
@@ -13,6 +12,7 @@ from loramerge.io._hub_listing import weights_among
 from loramerge.io._reference import hub_reference
 from loramerge.io._source import open_source
 from loramerge.io._write import check_free, staged
+from loramerge.origin import Origin
 
 __all__ = ["pull"]
 

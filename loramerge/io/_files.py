@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loramerge.adapter import Origin
 from loramerge.errors import AdapterError
 from loramerge.io._source import Source
+from loramerge.origin import Origin
 
 __all__ = ["Found", "is_pickle", "licence", "parsed", "pick"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, cast
 
 from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
-from loramerge.adapter import Adapter, Origin
+from loramerge.adapter import Adapter
 from loramerge.errors import HubError
 from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.io._files import CARD, CONFIG, TEXT_LIMIT, WEIGHTS, Found, licence, parsed
@@ -23,6 +23,7 @@ from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
 from loramerge.io._reference import HubReference
 from loramerge.io._source import OnDisk, Source, open_source, source_of
+from loramerge.origin import Origin
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
