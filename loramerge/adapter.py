@@ -67,6 +67,8 @@ class Updates:
     `present` says of every adapter of the merge whether it has the module; () where all have it.
     `names` are those of the modules, one for each batch item; `known` is what the method's census
     of the whole adapter found, None without one.
+    `siblings` are, for each of `factors`, the adapter's updates of the other modules that read the
+    same input; () unless the method asks for them.
     """
 
     factors: tuple[LowRank, ...]
@@ -79,6 +81,7 @@ class Updates:
     present: tuple[bool, ...] = ()
     names: tuple[str, ...] = ()
     known: Any = None
+    siblings: tuple[tuple[LowRank, ...], ...] = ()
 
     @property
     def count(self) -> int:

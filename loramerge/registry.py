@@ -96,6 +96,7 @@ class Method:
     with the modules of the inputs; one that begins with `warning: ` is shown in yellow.
     `flat` says with which options all singular values of the result are equal, so that a cut to a
     lower rank takes away as much as it leaves out.
+    `siblings` says that it looks at the other modules that read the same input, too.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Method:
     cost: Cost = "sum"
     score: Score | None = None
     surgery: bool = False
+    siblings: bool = False
 
     @property
     def documentation(self) -> str:
@@ -179,6 +181,7 @@ def merger(
     place: Place = "factors",
     cost: Cost = "sum",
     score: Score | None = None,
+    siblings: bool = False,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -204,6 +207,7 @@ def merger(
             place=place,
             cost=cost,
             score=score,
+            siblings=siblings,
         )
     )
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from loramerge._lazy import np
-from loramerge.adapter import Adapter, Array, LowRank, Updates
+from loramerge.adapter import Adapter, Array, LowRank, Module, Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute, finite, out_of_memory
 from loramerge.errors import IncompatibleError
@@ -15,6 +15,7 @@ from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
+from loramerge.siblings import siblings
 
 __all__ = [
     "Seen",
@@ -69,11 +70,18 @@ class Solved:
 
 
 def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
-    """Modules in groups that can be computed together: same shape, ranks, scalings, weights."""
+    """Modules in groups that can be computed together: same shape, ranks, scalings, weights.
+
+    Where the method looks at siblings, they have the same ranks too.
+    """
     groups: dict[object, list[Aligned]] = {}
     for module in plan.alignment.modules:
         members = tuple(m and (m.rank, m.scaling) for m in module.members)
-        groups.setdefault((module.model.shape, members, module.weights), []).append(module)
+        beside = tuple(
+            tuple(s.rank for s in _siblings(plan, module, place)) for place in range(len(members))
+        )
+        key = (module.model.shape, members, module.weights, beside)
+        groups.setdefault(key, []).append(module)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
@@ -167,14 +175,16 @@ def _at(target: Target, i: int) -> Target:
 def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
     """What a method sees of a batch, straight from the files."""
     settings = plan.recipe.settings
-    factors, weights, scalings, keys, gates = [], [], [], [], []
+    factors, weights, scalings, keys, gates, beside = [], [], [], [], [], []
     for position, member in enumerate(batch[0].members):
         if member is None:
             continue
-        read = [_finite(plan.adapters[position], module.name) for module in batch]
-        factors.append(
-            LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
-        )
+        factors.append(_loaded(plan, compute, position, [module.name for module in batch]))
+        if plan.recipe.method.siblings:
+            rows = zip(*(_siblings(plan, module, position) for module in batch), strict=True)
+            beside.append(
+                tuple(_loaded(plan, compute, position, [one.name for one in row]) for row in rows)
+            )
         weights.append(batch[0].weights[position])
         scalings.append(member.scaling)
         gates.append(_gates(plan, position, batch, compute) if member.gates else None)
@@ -190,7 +200,23 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         gates=tuple(gates),
         present=tuple(member is not None for member in batch[0].members),
         names=tuple(module.name for module in batch),
+        siblings=tuple(beside),
     )
+
+
+def _loaded(plan: Plan, compute: Compute, position: int, names: Sequence[str]) -> LowRank:
+    """The updates of these modules of one adapter, as a batch on the device."""
+    read = [_finite(plan.adapters[position], name) for name in names]
+    return LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
+
+
+def _siblings(plan: Plan, module: Aligned, position: int) -> list[Module]:
+    """The adapter's other modules that read the same input, where the method looks at them."""
+    if not plan.recipe.method.siblings or module.members[position] is None:
+        return []
+    modules = plan.adapters[position].modules
+    found = [modules[name] for name in siblings(module.name, modules)]
+    return [one for one in found if one.kind == "linear" and one.shape[1] == module.model.shape[1]]
 
 
 def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute) -> Array:
