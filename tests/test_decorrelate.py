@@ -1,0 +1,145 @@
+"""Decorrelate: its formulas written out dense in float64, its laws, and whose input is whose."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loramerge as lm
+from loramerge.adapter import LowRank, Updates
+from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
+from loramerge.siblings import siblings
+from tests.entries import apart, low_rank
+from tests.updates import dense, gaussian, near
+
+M, N = 60, 50
+RANKS = (6, 4, 8)
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "testbed" / "adapters"
+each_weighting = pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, -1.3, 0.4)])
+
+
+def updates_of(
+    factors: list[LowRank],
+    weights: tuple[float, ...] = (),
+    siblings: tuple[tuple[LowRank, ...], ...] = (),
+) -> Updates:
+    count = len(factors)
+    return Updates(tuple(factors), weights or (1.0,) * count, (1.0,) * count, siblings=siblings)
+
+
+def merged(updates: Updates, options: DecorrelateOptions | None = None) -> np.ndarray:
+    return dense(low_rank(decorrelate(updates, options or DecorrelateOptions())))
+
+
+def three(rng: np.random.Generator) -> tuple[list[LowRank], tuple[tuple[LowRank, ...], ...]]:
+    """Three updates that overlap in what they read, and two siblings of each."""
+    shared = gaussian(rng, M, N, max(RANKS))
+    factors, beside = [], []
+    for size, rank in zip((1.0, 3.0, 0.4), RANKS, strict=True):
+        own = gaussian(rng, M, N, rank, size)
+        factors.append(LowRank(own.A + shared.A[:, :rank], own.B))
+        beside.append(tuple(gaussian(rng, out, N, rank) for out in (20, 70)))
+    return factors, tuple(beside)
+
+
+def written_out(updates: Updates, ridge: float, flatten: float) -> np.ndarray:
+    """The docstring, line by line, with n x n matrices and a full SVD."""
+    D = [dense(f)[0] for f in updates.factors]
+    W = [w * d for w, d in zip(updates.weights, D, strict=True)]
+    H, top = np.zeros((N, N)), np.zeros((M, N))
+    for t, own in enumerate(D):
+        readers = [own, *(dense(one)[0] for one in (updates.siblings or ((),) * len(D))[t])]
+        G = sum(d.T @ d / np.sum(d**2) for d in readers) / len(readers)
+        H, top = H + G, top + W[t] @ G
+    R = top @ np.linalg.inv(H + ridge * np.trace(H) / N * np.eye(N))
+    S, norms = sum(W), [np.linalg.norm(w) for w in W]
+    T, length = len(D), np.linalg.norm(S)
+    effective = min(max(sum(norms) ** 2 / length**2, 1), T)
+    d = (1 - 1 / effective) / (1 - 1 / T)
+    U, s, Vh = np.linalg.svd(d * R / np.linalg.norm(R) + (1 - d) * S / length)
+    leading = round(np.mean([f.rank for f in updates.factors]))
+    lift = np.maximum(s / s[0], 1e-2) ** (d * (flatten - 1))
+    lift[leading:] = lift[leading - 1]
+    s = s * lift
+    s *= min(length, sum(norms) ** 2 / T / length) / np.linalg.norm(s[:leading])
+    return (U[:, : len(s)] * s) @ Vh[: len(s)]
+
+
+@each_weighting
+@pytest.mark.parametrize("beside", [True, False])
+def test_thin_factors_give_what_the_formulas_give_in_full(
+    rng: np.random.Generator, weights: tuple[float, ...], beside: bool
+) -> None:
+    factors, others = three(rng)
+    updates = updates_of(factors, weights, others if beside else ())
+    found = merged(updates, DecorrelateOptions(ridge=0.3, flatten=0.5))
+    # the factors are float32
+    assert apart(found, written_out(updates, 0.3, 0.5)[None]) < 1e-5
+
+
+def test_one_adapter_and_copies_of_it_come_back_unchanged(rng: np.random.Generator) -> None:
+    update, other = gaussian(rng, M, N, 6), gaussian(rng, M, N, 6)
+    for count in (1, 2, 5):
+        updates = updates_of([update] * count, siblings=((other,),) * count)
+        assert apart(merged(updates), dense(update)) < 1e-5  # the factors are float32
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_small_change_of_the_inputs_is_a_small_change_of_the_result(
+    rng: np.random.Generator, copies: bool
+) -> None:
+    factors = [gaussian(rng, M, N, 6)] * 3 if copies else three(rng)[0]
+    changed = [near(rng, factor, 1e-3) for factor in factors]
+    gap = apart(merged(updates_of(changed)), merged(updates_of(factors)))
+    assert gap < 1e-2  # the law of all spectral methods: ten times the change
+
+
+def test_an_update_taken_from_itself_leaves_nothing(rng: np.random.Generator) -> None:
+    update = gaussian(rng, M, N, 6)
+    left = merged(updates_of([update, update], (1.0, -1.0)))
+    assert np.linalg.norm(left) < 1e-5 * np.linalg.norm(dense(update))
+
+
+def test_near_copies_of_opposite_weight_leave_no_more_than_their_difference(
+    rng: np.random.Generator,
+) -> None:
+    update = gaussian(rng, M, N, 6)
+    other = near(rng, update, 1e-2)
+    difference = np.linalg.norm(dense(update) - dense(other))
+    left = merged(updates_of([update, other], (1.0, -1.0)))
+    assert np.linalg.norm(left) < 1.5 * difference  # what trails the leading terms comes on top
+
+
+def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Generator) -> None:
+    a = LowRank(np.eye(4, N, dtype=np.float32)[None], gaussian(rng, M, N, 4).B)
+    b = LowRank(np.eye(4, N, 4, dtype=np.float32)[None], gaussian(rng, M, N, 4).B)
+    W = merged(updates_of([a, b]), DecorrelateOptions(ridge=1e-6, flatten=1.0))
+    total = dense(a) + dense(b)
+    # at right angles the regression is the sum but for its length, less what the ridge takes
+    assert apart(W / np.linalg.norm(W), total / np.linalg.norm(total)) < 1e-3
+
+
+def test_siblings_are_told_by_name() -> None:
+    names = [f"layers.0.self_attn.{one}_proj" for one in "qkvo"] + ["layers.1.self_attn.k_proj"]
+    assert siblings(names[0], names) == (names[1], names[2])
+    assert siblings(names[3], names) == ()
+    gates = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    assert siblings(gates[1], gates) == ("mlp.gate_proj",)
+    crossed = [f"attn2.to_{one}" for one in "qkv"]
+    assert siblings(crossed[0], crossed) == ()
+    assert siblings(crossed[1], crossed) == (crossed[2],)
+
+
+def test_the_engine_hands_over_the_siblings() -> None:
+    paths = [FIXTURE / "sh3_rev", FIXTURE / "sort_inter"]
+    result, _ = lm.run("decorrelate", [str(path) for path in paths], rank="full")
+    adapters = [lm.load(str(path)) for path in paths]
+    name = "model.layers.0.self_attn.q_proj"
+    read = [[a.read(name.replace("q_", f"{one}_")) for one in "qkv"] for a in adapters]
+    batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
+    updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
+    found = dense(result.adapter.read(name))
+    assert apart(found[None], merged(updates)) < 1e-3  # written in float16
+    alone = merged(replace(updates, siblings=()))
+    assert apart(alone, merged(updates)) > 1e-2  # or it would not show
