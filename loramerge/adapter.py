@@ -66,9 +66,8 @@ class Updates:
     are the magnitudes of each adapter's SoRA gates, folded into the factors; None without any.
     `present` says of every adapter of the merge whether it has the module; () where all have it.
     `names` are those of the modules, one for each batch item; `known` is what the method's census
-    of the whole adapter found, None without one.
-    `siblings` are, for each of `factors`, the adapter's updates of the other modules that read the
-    same input; () unless the method asks for them.
+    of the whole adapter found, None without one. `siblings` are each adapter's updates of the other
+    modules that read the same input, where the method asks for them.
     """
 
     factors: tuple[LowRank, ...]
@@ -91,9 +90,7 @@ class Updates:
     @property
     def positions(self) -> tuple[int, ...]:
         """The place of each of `factors` among all adapters."""
-        if not self.present:
-            return tuple(range(len(self.factors)))
-        return tuple(place for place, there in enumerate(self.present) if there)
+        return tuple(t for t in range(self.count) if not self.present or self.present[t])
 
     @property
     def mean_rank(self) -> float:
