@@ -10,8 +10,9 @@ from loramerge.align import Aligned
 from loramerge.compute import Compute
 from loramerge.events import Listener, Started
 from loramerge.plan import Plan
+from loramerge.reading import read_updates
 from loramerge.registry import Census
-from loramerge.solve import batches, halving, read_updates
+from loramerge.solve import batches, halving
 from loramerge.workers import counted, each
 
 __all__ = ["take"]

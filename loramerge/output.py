@@ -18,9 +18,10 @@ from loramerge.io._source import decode, open_source
 from loramerge.io._write import start_file
 from loramerge.linalg.factors import compare, pad, revived
 from loramerge.plan import Plan
+from loramerge.reading import key_of
 from loramerge.record import KEY, tensors_sha256
 from loramerge.report import ModuleReport
-from loramerge.solve import Target, key_of, read_target
+from loramerge.solve import Target, read_target
 
 __all__ = ["Output", "terms"]
 

@@ -1,21 +1,19 @@
 """One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from loramerge._lazy import np
-from loramerge.adapter import Adapter, Array, LowRank, Module, Updates
+from loramerge.adapter import Array, LowRank, Updates
 from loramerge.align import Aligned
-from loramerge.compute import Compute, finite, out_of_memory
+from loramerge.compute import Compute, out_of_memory
 from loramerge.errors import IncompatibleError
 from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
-from loramerge.siblings import siblings
+from loramerge.reading import read_updates, readers_beside
 
 __all__ = [
     "Seen",
@@ -24,9 +22,7 @@ __all__ = [
     "batches",
     "finished",
     "halving",
-    "key_of",
     "read_target",
-    "read_updates",
     "solve",
     "weighted_sum",
 ]
@@ -78,7 +74,8 @@ def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
     for module in plan.alignment.modules:
         members = tuple(m and (m.rank, m.scaling) for m in module.members)
         beside = tuple(
-            tuple(s.rank for s in _siblings(plan, module, place)) for place in range(len(members))
+            tuple(s.rank for s in readers_beside(plan, module, place))
+            for place in range(len(members))
         )
         key = (module.model.shape, members, module.weights, beside)
         groups.setdefault(key, []).append(module)
@@ -170,76 +167,6 @@ def _at(target: Target, i: int) -> Target:
     """One item of a batch of targets."""
     update, known = target.update, target.known
     return Target(LowRank(update.A[i], update.B[i]), known and Grams(B=known.B[i], A=known.A[i]))
-
-
-def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
-    """What a method sees of a batch, straight from the files."""
-    settings = plan.recipe.settings
-    factors, weights, scalings, keys, gates, beside = [], [], [], [], [], []
-    for position, member in enumerate(batch[0].members):
-        if member is None:
-            continue
-        factors.append(_loaded(plan, compute, position, [module.name for module in batch]))
-        if plan.recipe.method.siblings:
-            rows = zip(*(_siblings(plan, module, position) for module in batch), strict=True)
-            beside.append(
-                tuple(_loaded(plan, compute, position, [one.name for one in row]) for row in rows)
-            )
-        weights.append(batch[0].weights[position])
-        scalings.append(member.scaling)
-        gates.append(_gates(plan, position, batch, compute) if member.gates else None)
-        keys.append(tuple(key_of(settings.seed, position, module.name) for module in batch))
-    rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
-    return Updates(
-        factors=tuple(factors),
-        weights=tuple(weights),
-        scalings=tuple(scalings),
-        rank=rank,
-        seed=settings.seed,
-        keys=tuple(keys),
-        gates=tuple(gates),
-        present=tuple(member is not None for member in batch[0].members),
-        names=tuple(module.name for module in batch),
-        siblings=tuple(beside),
-    )
-
-
-def _loaded(plan: Plan, compute: Compute, position: int, names: Sequence[str]) -> LowRank:
-    """The updates of these modules of one adapter, as a batch on the device."""
-    read = [_finite(plan.adapters[position], name) for name in names]
-    return LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
-
-
-def _siblings(plan: Plan, module: Aligned, position: int) -> list[Module]:
-    """The adapter's other modules that read the same input, where the method looks at them."""
-    if not plan.recipe.method.siblings or module.members[position] is None:
-        return []
-    modules = plan.adapters[position].modules
-    found = [modules[name] for name in siblings(module.name, modules)]
-    return [one for one in found if one.kind == "linear" and one.shape[1] == module.model.shape[1]]
-
-
-def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute) -> Array:
-    """The magnitudes of the open gates of one adapter. [b, r]"""
-    members = [plan.adapters[position].modules[module.name] for module in batch]
-    rows = [np.asarray([abs(gate) for gate in m.gates if gate], np.float64) for m in members]
-    return compute.load(rows)
-
-
-def key_of(seed: int, position: int, name: str) -> int:
-    """A 32-bit number that names one module of one adapter under one seed."""
-    return zlib.crc32(f"{seed}/{position}/{name}".encode())
-
-
-def _finite(adapter: Adapter, name: str) -> LowRank:
-    """The update of one module. Raises IncompatibleError where it holds NaN or Inf."""
-    update = adapter.read(name)
-    if not finite(update):
-        raise IncompatibleError(
-            f"{adapter.reference}: {name} holds NaN or Inf.",
-            "the training diverged, or the file is damaged; use an earlier checkpoint",
-        )
-    return update
 
 
 def _rescaled(plan: Plan, updates: Updates, result: LowRank | Spectrum) -> LowRank | Spectrum:

@@ -17,6 +17,7 @@ from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.linalg.factors import compare
 from loramerge.output import terms
 from loramerge.plan import Plan, make_plan
+from loramerge.reading import read_updates
 from loramerge.recipe import Named, Recipe, find, flags, make_recipe
 from loramerge.registry import methods
 from loramerge.report import ModuleReport, whole_energy, whole_error
@@ -28,7 +29,6 @@ from loramerge.solve import (
     finished,
     halving,
     read_target,
-    read_updates,
     weighted_sum,
 )
 from loramerge.survey import decide

@@ -53,6 +53,8 @@ class Agreement(NamedTuple):
     options=DecorrelateOptions,
     example="loramerge decorrelate a b c --rank 16",
     scale="paper",
+    place="thin",
+    cost="one-shot",
     siblings=True,
 )
 def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:

@@ -1,0 +1,84 @@
+"""What a method sees of a batch of modules, straight from the files."""
+
+import zlib
+from collections.abc import Sequence
+
+from loramerge._lazy import np
+from loramerge.adapter import Adapter, Array, LowRank, Module, Updates
+from loramerge.align import Aligned
+from loramerge.compute import Compute, finite
+from loramerge.errors import IncompatibleError
+from loramerge.plan import Plan
+from loramerge.siblings import siblings
+
+__all__ = ["key_of", "read_updates", "readers_beside"]
+
+
+def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
+    """The updates of a batch, with what is known of each and what the method asks for beside."""
+    settings = plan.recipe.settings
+    factors, weights, scalings, keys, gates, beside = [], [], [], [], [], []
+    for position, member in enumerate(batch[0].members):
+        if member is None:
+            continue
+        factors.append(_loaded(plan, compute, position, [module.name for module in batch]))
+        if plan.recipe.method.siblings:
+            rows = zip(*(readers_beside(plan, module, position) for module in batch), strict=True)
+            beside.append(
+                tuple(_loaded(plan, compute, position, [one.name for one in row]) for row in rows)
+            )
+        weights.append(batch[0].weights[position])
+        scalings.append(member.scaling)
+        gates.append(_gates(plan, position, batch, compute) if member.gates else None)
+        keys.append(tuple(key_of(settings.seed, position, module.name) for module in batch))
+    rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
+    return Updates(
+        factors=tuple(factors),
+        weights=tuple(weights),
+        scalings=tuple(scalings),
+        rank=rank,
+        seed=settings.seed,
+        keys=tuple(keys),
+        gates=tuple(gates),
+        present=tuple(member is not None for member in batch[0].members),
+        names=tuple(module.name for module in batch),
+        siblings=tuple(beside),
+    )
+
+
+def _loaded(plan: Plan, compute: Compute, position: int, names: Sequence[str]) -> LowRank:
+    """The updates of these modules of one adapter, as a batch on the device."""
+    read = [_finite(plan.adapters[position], name) for name in names]
+    return LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
+
+
+def readers_beside(plan: Plan, module: Aligned, position: int) -> list[Module]:
+    """The adapter's other modules that read the same input, where the method looks at them."""
+    if not plan.recipe.method.siblings or module.members[position] is None:
+        return []
+    modules = plan.adapters[position].modules
+    found = [modules[name] for name in siblings(module.name, modules)]
+    return [one for one in found if one.kind == "linear" and one.shape[1] == module.model.shape[1]]
+
+
+def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute) -> Array:
+    """The magnitudes of the open gates of one adapter. [b, r]"""
+    members = [plan.adapters[position].modules[module.name] for module in batch]
+    rows = [np.asarray([abs(gate) for gate in m.gates if gate], np.float64) for m in members]
+    return compute.load(rows)
+
+
+def key_of(seed: int, position: int, name: str) -> int:
+    """A 32-bit number that names one module of one adapter under one seed."""
+    return zlib.crc32(f"{seed}/{position}/{name}".encode())
+
+
+def _finite(adapter: Adapter, name: str) -> LowRank:
+    """The update of one module. Raises IncompatibleError where it holds NaN or Inf."""
+    update = adapter.read(name)
+    if not finite(update):
+        raise IncompatibleError(
+            f"{adapter.reference}: {name} holds NaN or Inf.",
+            "the training diverged, or the file is damaged; use an earlier checkpoint",
+        )
+    return update
