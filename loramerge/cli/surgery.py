@@ -1,0 +1,135 @@
+"""The split command: one adapter as several whose sum it is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loramerge.cli.flags import Command, Flag
+from loramerge.errors import UsageError
+from loramerge.patterns import matches
+from loramerge.recipe import Named, make_recipe
+from loramerge.settings import INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    from loramerge.adapter import Adapter
+
+__all__ = ["COMMANDS"]
+
+EXAMPLE = "loramerge split my-adapter --every 4 --out-dir pieces"
+
+
+def split(
+    adapter: str, every: int | None, modules: tuple[str, ...], out_dir: str, **wishes: Any
+) -> None:
+    """Split an adapter into several adapters whose sum it is.
+
+    With --every N by rank: the first piece has the N largest terms of each module's singular value
+    decomposition, the next piece the N that follow. --every 1 gives rank-1 experts for a router.
+    With --modules by name: a piece for each glob, of the modules that no glob before it took, and
+    one of the rest. Pieces by name hold what the adapter holds; of pieces by rank the sum is the
+    adapter but for the rounding to the stored dtype.
+
+    Each piece is what `loramerge select` makes of the adapter, and is measured against it.
+    """
+    from loramerge.cli import ui
+    from loramerge.cli.jobs import opened
+    from loramerge.cli.progress import progress
+    from loramerge.compute import own_process
+    from loramerge.plan import make_plan
+    from loramerge.publish import destination, publish
+
+    if (every is None) == (not modules):
+        raise UsageError("split takes one of --every and --modules.", f"for example: {EXAMPLE}")
+    own_process()
+    named = Named(adapter, alpha=wishes["alpha"])
+    (source,) = opened([named])
+    shared = {"save_dtype": wishes["save_dtype"]}
+    jobs = []
+    for name, values in _pieces(source, every, modules).items():
+        plan = make_plan(make_recipe("select", [named], {**values, **shared}), [source])
+        jobs.append((plan, destination(plan, str(Path(out_dir) / name), wishes["force"])))
+    shown = ui.Results(batch=True, as_json=wishes["json"], quiet=wishes["quiet"])
+    for plan, final in jobs:
+        with progress(wishes["quiet"]) as listen:
+            report = publish(plan, final, wishes["force"], listen)
+        shown.add(report, final)
+    shown.close()
+
+
+def _pieces(
+    source: "Adapter", every: int | None, modules: tuple[str, ...]
+) -> dict[str, dict[str, object]]:
+    """What `select` is to take for each piece, by the piece's name."""
+    if every is not None:
+        last = source.max_rank - 1
+        groups = [(first, min(first + every - 1, last)) for first in range(0, last + 1, every)]
+        return {f"ranks-{a}-{b}": {"ranks": f"{a}-{b}"} for a, b in groups}
+    found: dict[str, dict[str, object]] = {
+        f"modules-{place + 1}": {"include": [glob], "exclude": list(modules[:place])}
+        for place, glob in enumerate(modules)
+    }
+    if any(not any(matches(name, glob) for glob in modules) for name in source.modules):
+        found["rest"] = {"exclude": list(modules)}
+    return found
+
+
+COMMANDS: dict[str, click.Command] = {
+    "split": Command(
+        "split",
+        callback=split,
+        params=[
+            click.Argument(["adapter"], type=click.Path()),
+            Flag(
+                ["every", "--every"],
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Split by rank, so many terms to a piece.",
+            ),
+            Flag(
+                ["modules", "--modules"],
+                multiple=True,
+                metavar="GLOB",
+                help="Split by module names, a piece for each glob; repeatable.",
+            ),
+            Flag(
+                ["alpha", "--alpha"],
+                group=INPUT,
+                type=float,
+                metavar="X",
+                help="lora_alpha, for a bare file that does not say it.",
+            ),
+            Flag(
+                ["out_dir", "--out-dir"],
+                group=OUTPUT,
+                type=click.Path(),
+                metavar="DIR",
+                default="pieces",
+                help="Directory for the pieces.  [default: pieces]",
+            ),
+            Flag(
+                ["force", "-f", "--force"],
+                group=OUTPUT,
+                is_flag=True,
+                help="Replace existing outputs.",
+            ),
+            Flag(
+                ["save_dtype", "--save-dtype"],
+                group=OUTPUT,
+                type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+                default="auto",
+                help="Stored dtype; auto is the input's.",
+            ),
+            Flag(["json", "--json"], group=OUTPUT, is_flag=True, help="Print JSON."),
+            Flag(
+                ["quiet", "-q", "--quiet"],
+                group=OUTPUT,
+                is_flag=True,
+                help="Print only the output paths.",
+            ),
+        ],
+        help=split.__doc__,
+        short_help="Split an adapter into several whose sum it is, by rank or by module.",
+        example=EXAMPLE,
+    )
+}
