@@ -43,7 +43,7 @@ TYPED = (
 
 
 def method_page(method: Method) -> str:
-    """One method: what it does, its paper, an example, presets, every option."""
+    """One method: what it does, its paper, an example, presets, figures, every option."""
     lines = [f"# {method.name}", "", inspect.cleandoc(method.documentation), ""]
     lines += [f"Paper: {_link(method.paper)}", "", "```sh", method.example, "```"]
     for preset in method.presets:
@@ -52,6 +52,9 @@ def method_page(method: Method) -> str:
         lines += ["", "What each of many values would keep and cost, without writing any:"]
         lines += ["", "```sh", method.sweep.example, "```"]
     lines += ["", *_traits(method)]
+    measured = DOCS / "measured" / f"{method.name}.md"
+    if measured.is_file():
+        lines += ["", "## Measured", "", measured.read_text("utf-8").rstrip()]
     groups: dict[str, list[Option]] = {}
     for option in options_of(method):
         groups.setdefault(option.group or "Options of its own", []).append(option)

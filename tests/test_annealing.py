@@ -55,7 +55,9 @@ def test_the_quick_table_has_a_row_for_every_way(
     annealing: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annealing.main(["--quick", "--write", str(tmp_path / "table.md")])
-    lines = (tmp_path / "table.md").read_text().splitlines()
+    caption, _, written = (tmp_path / "table.md").read_text().partition("\n\n")
+    assert caption == annealing.CAPTION
+    lines = written.splitlines()
     assert capsys.readouterr().out.splitlines() == lines
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["steps", "sh3_rev", "rank 4"]
