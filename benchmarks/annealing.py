@@ -34,10 +34,10 @@ WARMUP = 20  # steps after which Adam has its bearings, anew in every stage
 CAPTION = """\
 The paper's claim where it holds and where it does not: exact match of a task of the testbed, its
 adapters trained with PEFT for so many steps of 32 sequences, or for 800 of 64, which is to
-convergence (`python benchmarks/annealing.py`). While training is short, squeezing a large rank
-beats training the small one by far, and annealing needs enough steps for each of its stages. At
-convergence training the small rank is as good at rank 4 and better at ranks 2 and 1, where only
-training on after squeezing comes near."""
+convergence (`python benchmarks/annealing.py`). After 60 steps squeezing a large rank beats training
+the small one by far, and annealing has too few steps for each of its stages; after 120 annealing is
+the best way to every rank. At convergence training the small rank is as good at rank 4 and better
+at 2 and 1, where only training on after squeezing comes near."""
 WAYS = {
     "direct": "trained at that rank",
     "post": "trained at rank 32, squeezed (Post-Squeeze)",

@@ -95,7 +95,7 @@ def squeeze(updates: Updates, options: SqueezeOptions) -> Spectrum:
 
     What to expect. The paper's claim, that squeezing a large rank beats training the small one,
     holds for short training (of the testbed's sh3_rev .850 at rank 2 against .205 after 60 steps);
-    at convergence and for ranks of 1 or 2 direct training is better (.982 against 1.000).
+    at convergence and for ranks of 1 or 2 direct training is better (1.000 against .982).
     Retained energy is no measure of task quality.
     """
     update = concat(updates.factors, updates.weights)
