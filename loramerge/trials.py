@@ -33,7 +33,7 @@ from loramerge.solve import (
 )
 from loramerge.survey import decide
 
-__all__ = ["Trial", "sweep", "sweep_recipes"]
+__all__ = ["Trial", "Tried", "measured", "sweep", "sweep_recipes", "trial"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +94,20 @@ def sweep(
     settings = plans[0].recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plans[0].read_bytes)
     work = partial(halving, partial(_tried, plans, compute), compute)
-    tried: list[tuple[_Tried, ...]] = []
+    tried: list[tuple[Tried, ...]] = []
     listen(Started("trying", len(plans[0].alignment.modules)))
     with single_threaded_blas(), ThreadPoolExecutor(compute.threads) as pool:
         for modules in pool.map(work, batches(plans[0], compute.batch)):
             tried += modules
             listen(Advanced(len(modules)))
-    return tuple(map(_trial, plans, zip(*tried, strict=True)))
+    method = plans[0].recipe.method
+    assert method.sweep is not None
+    swept = [getattr(plan.options, method.sweep.option) for plan in plans]
+    return tuple(map(trial, plans, zip(*tried, strict=True), swept))
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
+class Tried:
     """One module under one plan: what decides ranks and scale, and numbers before the scale."""
 
     seen: Seen
@@ -114,7 +117,7 @@ class _Tried:
 
 def _tried(
     plans: Sequence[Plan], compute: Compute, batch: Sequence[Aligned]
-) -> list[tuple[_Tried, ...]]:
+) -> list[tuple[Tried, ...]]:
     """Every module of a batch under every plan."""
     method, options = plans[0].recipe.method, plans[0].options
     assert method.sweep is not None
@@ -128,30 +131,30 @@ def _tried(
         solved = finished(plan, compute, batch, updates, target, result)
         found.append(
             [
-                _measured(plan, module, one, {name: float(x[i]) for name, x in numbers.items()})
+                measured(plan, module, one, {name: float(x[i]) for name, x in numbers.items()})
                 for i, (module, one) in enumerate(zip(batch, solved, strict=True))
             ]
         )
     return list(zip(*found, strict=True))
 
 
-def _measured(plan: Plan, module: Aligned, one: Solved, figures: Mapping[str, float]) -> _Tried:
+def measured(plan: Plan, module: Aligned, one: Solved, figures: Mapping[str, float]) -> Tried:
+    """One result against the exact weighted sum, before it is scaled and rounded."""
     target = one.target or read_target(plan, module)
     near = compare(target.update, one.update, target.known)
     numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
     rank = terms(one.update)
-    return _Tried(one.seen, ModuleReport(module.name, module.ranks, rank, 0, *numbers), figures)
+    return Tried(one.seen, ModuleReport(module.name, module.ranks, rank, 0, *numbers), figures)
 
 
-def _trial(plan: Plan, tried: Sequence[_Tried]) -> Trial:
-    """One row of the table, from all modules under one plan."""
-    assert plan.recipe.method.sweep is not None
+def trial(plan: Plan, tried: Sequence[Tried], value: float) -> Trial:
+    """One row of a table, from all modules under one plan."""
     survey = decide(plan, [one.seen for one in tried])
     modules = [_scaled(one.numbers, survey.scale) for one in tried]
     ranks = {one.name: min(one.rank, survey.ranks[one.name]) for one in modules}
     shapes = {module.name: sum(module.model.shape) for module in plan.alignment.modules}
     return Trial(
-        value=getattr(plan.options, plan.recipe.method.sweep.option),
+        value=value,
         ranks=ranks,
         parameters=sum(rank * shapes[name] for name, rank in ranks.items()),
         energy=whole_energy(modules),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loramerge.adapter import Adapter
     from loramerge.plan import Plan
 
-__all__ = ["opened", "run"]
+__all__ = ["named_adapters", "opened", "run"]
 
 # Adapters opened at a time: on the Hub each takes three answers one after the other.
 CONNECTIONS = 8
@@ -60,7 +60,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     values = _values(context, given, wishes.quiet)
     if not adapters and method.takes == "one":
         adapters = [_here(name, typed, wishes.quiet)]
-    named = _named(adapters, weights, alphas)
+    named = named_adapters(adapters, weights, alphas)
     if wishes.sweep is not None:
         show_sweep(name, method, named, values, asdict(wishes))
         return
@@ -94,7 +94,7 @@ def _values(context: click.Context, given: dict[str, Any], quiet: bool) -> dict[
     return values
 
 
-def _named(
+def named_adapters(
     adapters: list[str], weights: tuple[float, ...], alphas: tuple[float, ...]
 ) -> list[Named]:
     """Adapters with their weights and alphas. Raises UsageError for a count that does not fit."""
