@@ -16,7 +16,7 @@ __all__ = ["cli", "main", "written"]
 # The files that hold the commands written by hand, each in a table COMMANDS.
 WRITTEN = {
     "Surgery": ("surgery",),
-    "Look": ("look", "compare"),
+    "Look": ("look", "verify", "compare"),
     "Change form": ("baking",),
     "Hub": ("hub",),
     "Recipes": ("recipes",),

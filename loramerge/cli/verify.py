@@ -1,0 +1,183 @@
+"""The verify command: is an adapter sound, and who will load it right?"""
+
+import hashlib
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from loramerge.cli.flags import Command, Flag
+from loramerge.cli.terminal import Row, print_rows
+from loramerge.consumers import CONSUMERS, DEFAULT_MAX_RANK, Verdict
+from loramerge.errors import GateError, UsageError, listed
+from loramerge.options import did_you_mean
+
+if TYPE_CHECKING:
+    from loramerge.adapter import Adapter
+
+__all__ = ["COMMANDS"]
+
+# A difference up to this many roundings of the stored dtype is rounding.
+SLACK = 4
+
+
+def verify(
+    adapter: str,
+    consumers: str | None,
+    max_rank: int,
+    against: str | None,
+    alpha: float | None,
+    json: bool,
+) -> None:
+    """Check an adapter: every number, its hashes, and what each program would make of it.
+
+    A program is right, has the wrong scale (it loads the adapter without a word, and computes
+    something else), or refuses it; beside it stands the reason, and the command that mends it. The
+    rules are those of the programs' loaders; nothing is loaded. --for names programs that must be
+    right, --against an adapter with which the delta weights must agree: exit code 3 if not.
+    """
+    from loramerge.cli.jobs import opened
+    from loramerge.cli.ui import echo_json
+    from loramerge.recipe import Named
+
+    asked = _asked(consumers)
+    one = opened([Named(adapter, alpha=alpha)])[0]
+    broken = _unsound(one)
+    failed = [f"{listed(broken, 3)} hold NaN or Inf"] if broken else []
+    hashes = _hashes(one)
+    if hashes is False:
+        failed.append("its tensors are not those that loramerge.json was written for")
+    verdicts = {name: CONSUMERS[name](one, max_rank) for name in asked or CONSUMERS}
+    failed += [f"{name}: {v.state}" for name, v in verdicts.items() if asked and v.state != "right"]
+    gap = None
+    if against is not None:
+        gap, allowed = _gap(one, opened([Named(against)])[0])
+        if gap > allowed:
+            failed.append(f"it differs from {against} by {gap:.3g}")
+    count = len(one.modules)
+    if json:
+        rows = {
+            name: {"state": v.state, "reason": v.reason, "remedy": v.remedy.format(adapter)}
+            for name, v in verdicts.items()
+        }
+        facts = {"modules": count, "tensors": len(one.source.tensors), "not_finite": broken}
+        echo_json({**facts, "hashes": hashes, "consumers": rows, "against": gap})
+    else:
+        print_rows(_rows(one, adapter, broken, hashes, verdicts, gap), err=False)
+    if failed:
+        raise GateError(f"{'; '.join(failed)}.", "see above for what to type")
+
+
+def _asked(consumers: str | None) -> list[str]:
+    names = [name.strip() for name in consumers.split(",")] if consumers else []
+    for name in names:
+        if name not in CONSUMERS:
+            close = did_you_mean(name, CONSUMERS)
+            raise UsageError(
+                f"verify: --for knows no '{name}'.",
+                f"did you mean '{close}'?" if close else f"one of: {', '.join(CONSUMERS)}",
+            )
+    return names
+
+
+def _unsound(adapter: "Adapter") -> list[str]:
+    """Modules with a number that is none."""
+    from loramerge.compute import finite
+
+    return [name for name in adapter.modules if not finite(adapter.read(name))]
+
+
+def _hashes(adapter: "Adapter") -> bool | None:
+    """Whether the tensors are those the record beside them was written for; None without one."""
+    from loramerge.record import tensors_sha256
+
+    path = adapter.source.path.parent / "loramerge.json"
+    if not path.is_file():
+        return None
+    try:
+        stated = json.loads(path.read_text("utf-8")).get("tensors_sha256")
+    except (ValueError, AttributeError):
+        return False
+    tensors = adapter.source.tensors
+    digests = {key: hashlib.sha256(adapter.source.read(key)).hexdigest() for key in tensors}
+    return bool(stated == tensors_sha256(tensors, digests))
+
+
+def _gap(one: "Adapter", other: "Adapter") -> tuple[float, float]:
+    """The relative difference of two adapters, and what rounding explains."""
+    from loramerge.compute import FLOOR
+    from loramerge.difference import difference
+
+    dtypes = {dtype for adapter in (one, other) for dtype in adapter.dtypes}
+    allowed = SLACK * max(FLOOR.get(dtype, FLOOR["F32"]) for dtype in dtypes)
+    return difference(one, other).whole.relative, allowed
+
+
+def _rows(
+    adapter: "Adapter",
+    typed: str,
+    broken: list[str],
+    hashes: bool | None,
+    verdicts: dict[str, Verdict],
+    gap: float | None,
+) -> list[Row]:
+    tensors = {key for module in adapter.modules.values() for key in module.keys.values()}
+    known = len(tensors | {extra.key for extra in adapter.extras})
+    total = len(adapter.source.tensors)
+    rows = [
+        Row("adapter", f"{typed}, {adapter.layout} layout"),
+        Row("coverage", f"{len(adapter.modules)} modules, {known} of {total} tensors"),
+        Row("numbers", f"not finite in {listed(broken, 3)}" if broken else "all finite"),
+    ]
+    if hashes is not None:
+        said = "as loramerge.json says" if hashes else "not those of loramerge.json"
+        rows.append(Row("hashes", said, fg=None if hashes else "red"))
+    if gap is not None:
+        rows.append(Row("difference", f"{gap:.3g} relative"))
+    colours = {"right": "green", "wrong scale": "red", "refused": "yellow"}
+    for name, verdict in verdicts.items():
+        text = f"{verdict.state}: {verdict.reason}"
+        if verdict.remedy:
+            text += f"; {verdict.remedy.format(shlex.quote(typed))}"
+        rows.append(Row(name, text, fg=colours[verdict.state]))
+    return rows
+
+
+COMMANDS: dict[str, click.Command] = {
+    "verify": Command(
+        "verify",
+        callback=verify,
+        params=[
+            click.Argument(["adapter"], type=click.Path()),
+            Flag(
+                ["consumers", "--for"],
+                metavar="NAMES",
+                help=f"Programs that must load it right, with commas: {', '.join(CONSUMERS)}.",
+            ),
+            Flag(
+                ["max_rank", "--max-rank"],
+                type=click.IntRange(min=1),
+                default=DEFAULT_MAX_RANK,
+                metavar="N",
+                help="The largest rank the server takes.  [default: 16, vLLM's own]",
+            ),
+            Flag(
+                ["against", "--against"],
+                type=click.Path(),
+                metavar="ADAPTER",
+                help="An adapter whose delta weights must be the same, within rounding.",
+            ),
+            Flag(
+                ["alpha", "--alpha"],
+                type=float,
+                metavar="X",
+                help="lora_alpha, for a bare file that does not say it.",
+            ),
+            Flag(["json", "--json"], is_flag=True, help="Print JSON."),
+        ],
+        help=verify.__doc__,
+        short_help="Check an adapter: its numbers, hashes, and who will load it right.",
+        example="loramerge verify my-adapter --max-rank 16",
+    )
+}
