@@ -31,7 +31,7 @@ from loramerge.solve import Seen, Solved, batches, read_target, solve
 from loramerge.survey import Survey, decide
 from loramerge.workers import counted, each
 
-__all__ = ["run"]
+__all__ = ["file_sha256", "run"]
 
 Item = TypeVar("Item")
 Solver: TypeAlias = Callable[[Sequence[Aligned]], list[Solved]]
@@ -47,7 +47,7 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
     settings = plan.recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plan.read_bytes)
     with ThreadPoolExecutor(compute.threads) as pool, Spool() as spool, ExitStack() as stack:
-        hashes = [pool.submit(_sha256, adapter.source) for adapter in plan.adapters]
+        hashes = [pool.submit(file_sha256, adapter.source) for adapter in plan.adapters]
         stack.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun
         solver = partial(solve, plan, compute, known=take(plan, compute, pool, listen))
         survey = _survey(plan, compute, solver, pool, spool, listen) if plan.surveyed else None
@@ -169,7 +169,7 @@ def _survey(
     return survey
 
 
-def _sha256(source: TensorSource) -> str:
+def file_sha256(source: TensorSource) -> str:
     """The hash of a source file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     for chunk in source.chunks():

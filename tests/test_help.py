@@ -55,6 +55,7 @@ def adapters(tmp_path: Path) -> Path:
     weights["model.layers.0.self_attn.q_proj.weight"] *= 2
     save_file(weights, tuned)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
+    typed("cat", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "merged")
     return tmp_path
 
 

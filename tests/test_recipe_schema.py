@@ -110,6 +110,7 @@ def test_the_example_of_the_docs_fits_and_runs_as_it_is_typed(example: Path) -> 
     for line in lines[1].splitlines():
         done = typed(*line.split()[1:])
         assert done.code == 0, done.err
+    assert bytes_of(example / "pruned") == bytes_of(example / "again")
     assert (example / "other" / "adapter_model.safetensors").is_file()
 
 

@@ -114,6 +114,48 @@ def _planned(
     return found, final
 
 
+def reproduce(
+    output: str,
+    sources: tuple[str, ...],
+    out: str | None,
+    force: bool,
+    device: str | None,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Make a result again from its own record, and say whether it is the same.
+
+    A result holds in its header the recipe and the sha256 of every source. Sources are found by
+    name beside OUTPUT or in --sources, or by their sha256 there, or on the Hub at the recorded
+    revision; results of earlier steps are made again where they are gone. Sources that changed are
+    refused. On the same kind of machine with the same versions every bit must be the same;
+    elsewhere 1 unit in the last place of the stored dtype, or 1e-6 of any delta weight, is
+    allowed. Exit code 3 beyond that. A single file does not tell where it was made: for one, the
+    latter is allowed everywhere.
+    """
+    from loramerge.cli.progress import progress
+    from loramerge.cli.terminal import Row, print_rows
+    from loramerge.cli.ui import echo_json
+    from loramerge.compute import own_process
+    from loramerge.reproduce import reproduce
+
+    own_process()
+    places = [Path(place).expanduser() for place in sources]
+    with progress(quiet) as listen:
+        verdict = reproduce(output, places, out, force, device, listen)
+    if json:
+        facts = {"ulps": verdict.ulps, "relative": verdict.relative, "same": verdict.same}
+        echo_json({"output": out or output, **facts, **verdict.report.as_json()})
+        return
+    if not quiet:
+        rows = [
+            Row("reproduced", verdict.text),
+            Row("recipe", verdict.report.plan.recipe.method.name),
+        ]
+        print_rows(rows)
+    click.echo(out or output)
+
+
 def _show_schema(context: click.Context, param: click.Parameter, wanted: bool) -> None:
     """Print the JSON Schema of recipes and leave."""
     if wanted and not context.resilient_parsing:
@@ -149,5 +191,29 @@ COMMANDS: dict[str, Command] = {
         help=run.__doc__,
         short_help="Run the steps of a recipe file.",
         example="loramerge run recipe.yaml --set steps[1].rank=8",
+    ),
+    "reproduce": Command(
+        "reproduce",
+        callback=reproduce,
+        params=[
+            click.Argument(["output"], type=click.Path()),
+            Flag(
+                ["sources", "--sources"],
+                type=click.Path(),
+                multiple=True,
+                metavar="DIR",
+                help="Where sources are, if not beside OUTPUT; repeatable.",
+            ),
+            OUT,
+            Flag(
+                ["device", "--device"],
+                metavar="DEVICE",
+                help="auto, cpu or cuda[:N].  [default: the recorded one]",
+            ),
+            *(one for one in SWITCHES if one.name in ("force", "json", "quiet")),
+        ],
+        help=reproduce.__doc__,
+        short_help="Make a result again from its record, and compare.",
+        example="loramerge reproduce merged -o again",
     ),
 }
