@@ -3,6 +3,8 @@
 What is transcribed here is the definition, not the code: no Gram matrices, no factors of sums.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -153,6 +155,20 @@ def inertia(units: list[np.ndarray], labels: np.ndarray) -> float:
     return sum(((X[labels == j] - X[labels == j].mean(0)) ** 2).sum() for j in np.unique(labels))
 
 
+@pytest.fixture
+def clusterings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels and inertia of every clustering that is made."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def spy(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(kmeans(*arguments))
+        return seen[-1]
+
+    kmeans = _numpy.kmeans
+    monkeypatch.setattr(_numpy, "kmeans", spy)
+    return seen
+
+
 def ours(updates: Updates, k: int, **options: str) -> np.ndarray:
     return delta(cluster(updates, ClusterOptions(k=k, **options)))
 
@@ -168,19 +184,11 @@ def test_cluster_is_lora_lego_as_defined(
     gauge: str,
     reweight: str,
     k: int,
-    monkeypatch: pytest.MonkeyPatch,
+    clusterings: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    seen = []
-
-    def spy(*arguments: object) -> object:
-        seen.append(kmeans(*arguments))
-        return seen[-1]
-
-    kmeans = _numpy.kmeans
-    monkeypatch.setattr(_numpy, "kmeans", spy)
     updates = three(seed, weights)
     found = ours(updates, k, gauge=gauge, reweight=reweight)
-    [[[labels], [stated]]] = seen
+    [[[labels], [stated]]] = clusterings
     units = units_of(updates, gauge)
     # Random updates have many clusterings that are nearly as good, and ten starts find one of the
     # best. So ours is judged by its inertia on the full vectors, and the rest given its labels.
@@ -223,23 +231,15 @@ def test_repeated_and_nearly_repeated_units_are_clustered_like_any(
     reweight: str,
     weights: tuple[float, ...],
     k: int,
-    monkeypatch: pytest.MonkeyPatch,
+    clusterings: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
     # 22 units: six twice over, six 1e-3 beside them, four others. 16 of them are distinct.
     first, other = three(seed, (1.0, 1.0)).factors[:2]
     beside = near(np.random.default_rng(seed), first, 1e-3)
     factors = (first, first, beside, other)
     updates = Updates(factors, weights, (2.0, 2.0, 2.0, 0.5), seed=seed)
-    seen = []
-
-    def spy(*arguments: object) -> object:
-        seen.append(kmeans(*arguments))
-        return seen[-1]
-
-    kmeans = _numpy.kmeans
-    monkeypatch.setattr(_numpy, "kmeans", spy)
     found = ours(updates, k, gauge=gauge, reweight=reweight)
-    [[[labels], _]] = seen
+    [[[labels], _]] = clusterings
     assert np.array_equal(labels[:6], labels[6:12])
     assert len(np.unique(labels)) == min(k, 16)
     # float32 singular vectors, as above.

@@ -82,7 +82,8 @@ def prune(updates: Updates, options: PruneOptions) -> LowRank:
     A SoRA checkpoint, dW = s B diag(g) A, becomes plain LoRA exactly: A' = sqrt|g| A,
     B' = B sign(g) sqrt|g|, terms of zero gates gone, a rank per module. A plain LoRA has no gates;
     its singular values take their place, where the soft step S_xi(v) = max(v - xi, 0) is the exact
-    proximal operator of xi times the nuclear norm, and the hard one is truncation.
+    proximal operator of xi times the nuclear norm, and the hard one is truncation. The paper's
+    schedule, thresholds that rise from zero, is a table here: --sweep.
 
     Where it differs. --threshold is a share of the module's largest gate unless --absolute. The
     published code subtracts and cuts in one go, so that its dead zone is 2 xi; ours is the paper's.
