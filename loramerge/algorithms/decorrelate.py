@@ -143,7 +143,8 @@ def _regressed(updates: Updates, inputs: list[Array], ridge: float) -> list[LowR
     K = F @ F.mT
     energy = xp.sum(xp.linalg.diagonal(K), axis=-1) / F.shape[-1]
     energy = xp.where(energy > 0, energy, xp.ones_like(energy)) * ridge
-    filtered = xp.linalg.solve(K + energy[..., None, None] * xp.eye(K.shape[-1], dtype=K.dtype), F)
+    eye = xp.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    filtered = xp.linalg.solve(K + energy[..., None, None] * eye, F)
     parts, start = [], 0
     for t, (update, own) in enumerate(zip(updates.factors, inputs, strict=True)):
         stop = start + own.shape[-2]
@@ -183,9 +184,10 @@ def _lengthened(
     """
     xp, s = namespace(found.s), found.s
     here = like(agreement.norms > 0, agreement.norms)
-    ranks = xp.asarray([float(f.rank) for f in updates.factors], dtype=s.dtype)
+    stored = [float(f.rank) for f in updates.factors]
+    ranks = xp.asarray(stored, dtype=s.dtype, device=s.device)
     mean = xp.sum(here * ranks, axis=-1) / _count(agreement.norms)
-    leading = like(xp.arange(s.shape[-1], dtype=s.dtype) < mean[..., None], s)
+    leading = like(xp.arange(s.shape[-1], dtype=s.dtype, device=s.device) < mean[..., None], s)
     top = xp.where(s[..., :1] > 0, s[..., :1], xp.ones_like(s[..., :1]))
     ratio = xp.clip(s / top, min=SMALLEST)
     last = xp.min(xp.where(leading > 0, ratio, xp.ones_like(ratio)), axis=-1)[..., None]
