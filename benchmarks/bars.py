@@ -147,6 +147,11 @@ ROWS: list[Row] = [
     *merges("dare", ranks=[16], scales=[AUTO]),
     *merges("della", ranks=[16], scales=[AUTO]),
     *merges("breadcrumbs", ranks=[16], scales=[AUTO]),
+    *merges("ties", ranks=[16], scales=[AUTO], trim_scope="model"),
+    *merges("sce", ranks=[16], scales=[AUTO]),
+    *merges("consensus", ranks=[16], scales=[AUTO]),
+    *merges("karcher", ranks=[16]),
+    *merges("stock", ranks=[16]),
     *merges(
         "tsv",
         {

@@ -11,7 +11,7 @@ from loramerge.algorithms._rules import merge_entries
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Count
-from loramerge.registry import merger
+from loramerge.registry import Score, merger
 
 
 class ConsensusOptions(SparseOptions, frozen=True):
@@ -40,6 +40,7 @@ class ConsensusOptions(SparseOptions, frozen=True):
     census=CENSUS,
     place="entries",
     cost="iterative",
+    score=Score(0.500, "consensus --rank 16 --scale auto"),
 )
 def consensus(updates: Updates, options: ConsensusOptions) -> LowRank | Spectrum:
     """Sum the updates where several use an entry, drop the rest (Consensus Merging, TALL masks).

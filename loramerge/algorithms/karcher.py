@@ -4,7 +4,7 @@ from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._vectors import angles, combined, weights
 from loramerge.linalg.kernels import namespace
 from loramerge.options import Options
-from loramerge.registry import merger
+from loramerge.registry import Score, merger
 
 # An error in angle of this size is below the rounding of float32 factors.
 STEP = 1e-8
@@ -24,6 +24,8 @@ class KarcherOptions(Options, frozen=True):
     options=KarcherOptions,
     example="loramerge karcher a b",
     scale="paper",
+    cost="one-shot",
+    score=Score(0.510, "karcher --rank 16 --scale auto"),
 )
 def karcher(updates: Updates, options: KarcherOptions) -> LowRank:
     """Average the directions of updates on the sphere, and their lengths apart (Karcher mean).

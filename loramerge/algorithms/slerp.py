@@ -32,6 +32,7 @@ class SlerpOptions(Options, frozen=True):
     example="loramerge slerp a b -t 0.3",
     scale="paper",
     inputs=2,
+    cost="one-shot",
 )
 def slerp(updates: Updates, options: SlerpOptions) -> LowRank:
     """Interpolate between two updates along the arc between them (SLERP).

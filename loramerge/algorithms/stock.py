@@ -4,7 +4,7 @@ from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms._vectors import angles, combined, weights
 from loramerge.linalg.kernels import namespace
 from loramerge.options import Options
-from loramerge.registry import merger
+from loramerge.registry import Score, merger
 
 
 class StockOptions(Options, frozen=True):
@@ -17,6 +17,8 @@ class StockOptions(Options, frozen=True):
     options=StockOptions,
     example="loramerge stock a b",
     scale="paper",
+    cost="one-shot",
+    score=Score(0.194, "stock --rank 16 --scale auto"),
 )
 def stock(updates: Updates, options: StockOptions) -> LowRank:
     """Shrink the mean of updates by how far they agree, module by module (Model Stock).
