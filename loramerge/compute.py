@@ -174,9 +174,9 @@ def save_dtype(wanted: str, found: set[str]) -> str:
 
 
 def encode(x: Array, dtype: str) -> Array:
-    """A float array as it is stored: float32, float16, or bfloat16 as uint16, to nearest even."""
-    if dtype == "F32":
-        return np.ascontiguousarray(x, np.float32)
+    """A float array as it is stored: bfloat16 as uint16, and all to nearest even."""
+    if dtype in ("F32", "F64"):
+        return np.ascontiguousarray(x, np.float32 if dtype == "F32" else np.float64)
     if dtype == "F16":
         with np.errstate(over="ignore"):  # becomes infinite, and is named where it is measured
             return np.ascontiguousarray(x, np.float16)

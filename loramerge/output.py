@@ -1,34 +1,24 @@
 """The file of a result: each module written, read back as stored, and measured."""
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loramerge._lazy import np
 from loramerge.adapter import LowRank
 from loramerge.align import Aligned
-from loramerge.compute import encode, finite
-from loramerge.errors import IncompatibleError, OutputError, listed
-from loramerge.io._layout import Part, Stored, Written
-from loramerge.io._source import decode, open_source
-from loramerge.io._write import start_file
+from loramerge.compute import finite
+from loramerge.errors import IncompatibleError
+from loramerge.filling import Filling
+from loramerge.io._layout import Written
 from loramerge.linalg.factors import compare, pad, revived
 from loramerge.plan import Plan
 from loramerge.reading import key_of
-from loramerge.record import KEY, tensors_sha256
+from loramerge.record import KEY
 from loramerge.report import ModuleReport
 from loramerge.solve import Target, read_target
 
 __all__ = ["Output", "terms"]
-
-if TYPE_CHECKING:
-    Encoded: TypeAlias = "np.typing.NDArray[Any]"
-else:
-    Encoded: TypeAlias = object
 
 # Folding weights and scales into float32 factors costs some 4e-8; an error up to this is measured
 # against the sum in float64.
@@ -41,21 +31,10 @@ class Output:
     def __init__(self, plan: Plan, ranks: Mapping[str, int], path: Path) -> None:
         self.plan = plan
         self.ranks = ranks
-        self.path = path
         draft = plan.draft(ranks)
         self.written: Written = plan.written(ranks)
         self._modules = {module.name: module for module in draft.modules}
-        self._digests: dict[str, str] = {}
-        self._stored = {
-            (module, s.part): s for s in self.written.tensors if s.part for module in s.modules
-        }
-        self._waiting: dict[str, dict[str, Encoded]] = {}
-        self._lock = Lock()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._writer = start_file(self._descriptor, self.written)
-        for stored in self.written.tensors:
-            if stored.part is None:
-                self._put(stored, stored.content())
+        self._file = Filling(self.written, path)
 
     def emit(
         self,
@@ -80,7 +59,8 @@ class Output:
                 update = revived(update, key)
             if root != 1:
                 update = LowRank(update.A / root, update.B / root)
-            A, B = self._part(module.name, "A", update.A), self._part(module.name, "B", update.B)
+            A = self._file.put(module.name, "A", update.A)
+            B = self._file.put(module.name, "B", update.B)
             update = LowRank(A * root, B * root) if root != 1 else LowRank(A, B)
         if not (_holds_numbers(target) and finite(update)):
             raise IncompatibleError(
@@ -107,52 +87,11 @@ class Output:
 
         Raises OutputError where a tensor reads back different.
         """
-        metadata = {KEY: self.plan.record(sources_sha256).text()}
-        if self.written.seal is not None:
-            metadata |= self.written.seal(self.written, open_source(self.path))
-        self._writer.restate(metadata)
-        source = open_source(self.path)
-        keys = sorted(source.tensors)
-        found = pool.map(lambda key: hashlib.sha256(source.read(key)).hexdigest(), keys)
-        os.fsync(self._descriptor)  # the disk is busy while the pool reads back
-        self.let_go()
-        wrong = [
-            key for key, digest in zip(keys, found, strict=True) if digest != self._digests[key]
-        ]
-        source.close()
-        if wrong or len(keys) != len(self.written.tensors):
-            raise OutputError(
-                f"{self.path.name} reads back wrong: {listed(wrong)}.", "check the disk"
-            )
-        return tensors_sha256(source.tensors, self._digests)
+        return self._file.close({KEY: self.plan.record(sources_sha256).text()}, pool)
 
     def let_go(self) -> None:
         """Close the file, whole or not."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def _part(self, module: str, part: Part, values: Encoded) -> Encoded:
-        """Write one factor; returned as a reader will find it.
-
-        Where a tensor holds several modules, it is written with the last of them.
-        """
-        stored = self._stored[module, part]
-        encoded = encode(values, stored.dtype)
-        with self._lock:
-            waiting = self._waiting.setdefault(stored.key, {})
-            waiting[module] = encoded
-            complete = len(waiting) == len(stored.modules)
-            if complete:
-                del self._waiting[stored.key]
-        if complete:
-            joined = stored.join([waiting[name] for name in stored.modules])
-            self._put(stored, np.ascontiguousarray(joined).data.cast("B"))
-        return decode(encoded.data.cast("B"), stored.dtype, stored.key).reshape(values.shape)
-
-    def _put(self, stored: Stored, data: bytes | memoryview) -> None:
-        self._writer.write(stored.key, data)
-        self._digests[stored.key] = hashlib.sha256(data).hexdigest()
+        self._file.let_go()
 
 
 def terms(update: LowRank) -> int:

@@ -19,7 +19,7 @@ from loramerge.options import Options
 from loramerge.recipe import Recipe
 from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "assumed", "check_variants", "make_plan", "written_as"]
 
 # What --extras may say where a merge keeps the tensors beside the LoRA.
 KEPT = ("first", "mean")
@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def _carries_extras(self) -> bool:
-        same = self.layout.name == _written_as(self.adapters[0])
+        same = self.layout.name == written_as(self.adapters[0])
         return same and (len(self.adapters) == 1 or self.recipe.merge.extras in KEPT)
 
 
@@ -125,10 +125,8 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
 
     Raises IncompatibleError or UsageError, before any tensor is read, for whatever does not fit.
     """
-    notes = [
-        f"{source_name(adapter)}: {note}" for adapter in adapters for note in _assumed(adapter)
-    ]
-    _check_variants(adapters)
+    notes = [f"{source_name(adapter)}: {note}" for adapter in adapters for note in assumed(adapter)]
+    check_variants(adapters)
     notes += _check_extras(recipe, adapters)
     notes += _check_bases(recipe, adapters)
     settings = recipe.settings
@@ -177,12 +175,14 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     return plan
 
 
-def _assumed(adapter: Adapter) -> tuple[str, ...]:
+def assumed(adapter: Adapter) -> tuple[str, ...]:
+    """What had to be assumed of an adapter, or could not be taken over from it."""
     lost = made(adapter)[1]
     return (*adapter.assumed, lost) if lost else adapter.assumed
 
 
-def _check_variants(adapters: Sequence[Adapter]) -> None:
+def check_variants(adapters: Sequence[Adapter]) -> None:
+    """Raise IncompatibleError for adapters that are more than plain LoRA, with every reason."""
     found = [(adapter, variant) for adapter in adapters for variant in adapter.variants]
     if found:
         reasons = "; ".join(f"{a.reference} is {v.name}: {v.reason}" for a, v in found)
@@ -198,7 +198,7 @@ def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
         f"({listed([f'{extra.key}: {extra.role}' for extra in a.extras], 3)})"
         for a in holders
     )
-    if recipe.settings.to not in ("same", _written_as(adapters[0])):
+    if recipe.settings.to not in ("same", written_as(adapters[0])):
         raise IncompatibleError(
             f"{what}, which {recipe.settings.to} cannot hold.", "leave out --to"
         )
@@ -277,7 +277,7 @@ def _module_weights(recipe: Recipe, aligned: Alignment) -> list[str]:
     ]
 
 
-def _written_as(adapter: Adapter) -> str:
+def written_as(adapter: Adapter) -> str:
     """The layout in which results of an adapter are written."""
     return layout(adapter.layout).writes or adapter.layout
 
@@ -286,6 +286,6 @@ def _layout(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[Layout, list[s
     """The layout of the result: the one asked for, or that of the first adapter; and notes."""
     if recipe.settings.to != "same":
         return layout(recipe.settings.to), []
-    found = list(dict.fromkeys(_written_as(adapter) for adapter in adapters))
+    found = list(dict.fromkeys(written_as(adapter) for adapter in adapters))
     others = f"the adapters are in different layouts; written as {found[0]} (--to chooses another)"
     return layout(found[0]), [others] if len(found) > 1 else []

@@ -17,7 +17,7 @@ from loramerge.plan import Plan
 from loramerge.report import Report
 from loramerge.settings import RULES
 
-__all__ = ["default_name", "destination", "publish"]
+__all__ = ["default_name", "destination", "free_place", "publish", "stem"]
 
 PROVENANCE = "loramerge.json"
 
@@ -27,9 +27,16 @@ def destination(plan: Plan, out: str | None, force: bool) -> Path:
 
     Raises OutputError where something stands there already, or where it would replace an input.
     """
-    path = Path(out) if out is not None else Path(default_name(plan))
-    final = path.expanduser()
-    for adapter in plan.adapters:
+    return free_place(plan.adapters, out or default_name(plan), force)
+
+
+def free_place(adapters: Sequence[Adapter], out: str, force: bool) -> Path:
+    """A path at which nothing stands, or what may be replaced, and which is no input.
+
+    Raises OutputError where it is not.
+    """
+    final = Path(out).expanduser()
+    for adapter in adapters:
         if adapter.origin is not None:
             continue  # nothing here that could be replaced
         source = adapter.source.path
@@ -37,7 +44,7 @@ def destination(plan: Plan, out: str | None, force: bool) -> Path:
         taken = holder if Path(adapter.reference).expanduser().is_dir() else holder / source.name
         if final.resolve() in (source.resolve(), taken, *taken.parents):
             raise OutputError(
-                f"{out or final} would replace the input {adapter.reference}.", "choose another -o"
+                f"{out} would replace the input {adapter.reference}.", "choose another -o"
             )
     check_free(final, force)
     return final
@@ -46,7 +53,7 @@ def destination(plan: Plan, out: str | None, force: bool) -> Path:
 def default_name(plan: Plan) -> str:
     """A deterministic name in the current directory: inputs, method, and what bounds the rank."""
     recipe = plan.recipe
-    stems = [_stem(adapter) for adapter in plan.adapters]
+    stems = [stem(adapter) for adapter in plan.adapters]
     name = "+".join(stems)
     if len(stems) > 3:
         name = f"{recipe.method.name}-{len(stems)}-{_fingerprint(plan.adapters)}"
@@ -55,7 +62,8 @@ def default_name(plan: Plan) -> str:
     return name + _bound(plan) + ("" if plan.layout.directory else ".safetensors")
 
 
-def _stem(adapter: Adapter) -> str:
+def stem(adapter: Adapter) -> str:
+    """The name of an input, without directories: what results are named after."""
     if adapter.origin is not None:
         return adapter.origin.stem
     path = Path(adapter.reference).expanduser().resolve()

@@ -17,7 +17,7 @@ __all__ = ["cli", "main", "written"]
 WRITTEN = {
     "Surgery": ("surgery",),
     "Look": ("look", "verify", "compare"),
-    "Change form": ("baking",),
+    "Change form": ("convert", "baking"),
     "Hub": ("hub",),
     "Recipes": ("recipes",),
 }

@@ -10,7 +10,10 @@ from loramerge.adapter import Adapter, Array, Extra, Module
 from loramerge.compute import encode
 from loramerge.io._source import Source
 
-__all__ = ["Draft", "Given", "Layout", "Part", "Stored", "Written"]
+__all__ = ["Draft", "Given", "Layout", "Part", "Stored", "Written", "alpha_of"]
+
+# What float64 may lose when a scale becomes an alpha and a scale again.
+ROUNDING = 1e-12
 
 Part: TypeAlias = Literal["A", "B"]
 # How the factors of one or more modules, A [r, n] or B [m, r], become the tensor that holds them.
@@ -66,6 +69,19 @@ class Draft:
     def rank(self) -> int:
         """The largest rank of any module."""
         return max((module.rank for module in self.modules), default=1)
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of the module of the largest rank; an integer where it is one."""
+        highest = max(self.modules, key=lambda module: module.rank, default=None)
+        return alpha_of(highest) if highest else self.rank
+
+
+def alpha_of(module: Module) -> float:
+    """The alpha that gives a module its scaling, alpha / rank; an integer where it is near one."""
+    alpha = module.scaling * module.rank
+    whole = round(alpha)
+    return whole if abs(alpha - whole) <= abs(whole) * ROUNDING else alpha
 
 
 def alone(factors: Sequence[Array]) -> Array:
@@ -124,8 +140,9 @@ class Layout:
     is normally a directory (PEFT) or a single file, `writes` names the layout its results are
     written in where it has no `write` of its own. `naming` is the vocabulary of the module names
     that `write` takes (empty: any); `one_rank` says that it has room for only one rank, `unscaled`
-    that readers apply every module with scale 1; `weights` is the usual name of the file in a
-    directory.
+    that readers apply every module of a result with scale 1; `scale` is what a converted file can
+    say: an alpha for each module (`alphas`), one alpha for all, one multiplier, or nothing;
+    `weights` is the usual name of the file in a directory.
     """
 
     name: str
@@ -139,6 +156,7 @@ class Layout:
     naming: str = "model"
     one_rank: bool = False
     unscaled: bool = False
+    scale: Literal["alphas", "alpha", "multiplier", "none"] = "none"
     weights: str = "adapter_model.safetensors"
 
     @property

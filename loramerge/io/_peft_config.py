@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from loramerge.adapter import Module
 from loramerge.errors import AdapterError, UsageError
@@ -17,11 +17,14 @@ __all__ = [
     "Scale",
     "facts",
     "header_facts",
+    "pattern",
     "portable_config",
     "rank_pattern",
     "scale_of",
     "tails",
 ]
+
+Number = TypeVar("Number", int, float)
 
 DEFAULT_RANK = DEFAULT_ALPHA = 8  # PEFT's, where a config leaves them out
 EDIT = "correct adapter_config.json, or save the adapter again"
@@ -189,9 +192,14 @@ def tails(path: str) -> list[str]:
 
 
 def portable_config(
-    *, rank: int, modules: list[str], patterns: Mapping[str, int], sources: list[Mapping[str, Any]]
+    *,
+    rank: int,
+    alpha: float,
+    modules: list[str],
+    patterns: Mapping[str, int],
+    sources: list[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The config that means the same in every consumer: scale 1, one rank unless `patterns`.
+    """The config that means the same in every consumer: one alpha, one rank unless `patterns`.
 
     Only facts on which all sources agree are passed on; training settings are not.
     """
@@ -209,7 +217,7 @@ def portable_config(
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": rank,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
@@ -224,14 +232,19 @@ def portable_config(
 
 
 def rank_pattern(modules: Sequence[Module], rank: int) -> dict[str, int]:
-    """Ranks by full path where they are not `rank`, and where a shorter path would catch a module.
+    """The `pattern` of ranks."""
+    return pattern({module.name: module.rank for module in modules}, rank)
+
+
+def pattern(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
+    """Values by full path where they are not `default`, or a shorter path would catch a module.
 
     A pattern is a regular expression for the end of a path; the first that matches counts. So
     longer paths come first, of equal ones that with fewer dots (each matches any character), and
     `block.lin` is named, even if its rank is `rank`, where `lin` is.
     """
-    own = {module.name for module in modules if module.rank != rank}
-    named = [module for module in modules if not own.isdisjoint(tails(module.name))]
-    named.sort(key=lambda module: (-len(module.name), module.name.count("."), module.name))
+    own = {name for name, value in values.items() if value != default}
+    named = [name for name in values if not own.isdisjoint(tails(name))]
+    named.sort(key=lambda name: (-len(name), name.count("."), name))
     plain = re.compile(r"[\w.-]+")
-    return {m.name if plain.fullmatch(m.name) else re.escape(m.name): m.rank for m in named}
+    return {n if plain.fullmatch(n) else re.escape(n): values[n] for n in named}

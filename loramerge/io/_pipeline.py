@@ -1,12 +1,13 @@
 """What files of diffusion pipelines share: the first part of a key, and facts of their headers."""
 
 import re
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 
 from loramerge.adapter import Adapter, Extra, Module, Variant
 from loramerge.errors import UsageError
 from loramerge.io._grammar import factor_shapes
-from loramerge.io._layout import Draft, Given, Stored
+from loramerge.io._layout import Draft, Given, Stored, alpha_of
 from loramerge.io._source import Source
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ORIGINAL",
     "PREFIXED",
     "agreed",
+    "alphas",
     "bundled",
     "carried",
     "described",
@@ -128,3 +130,16 @@ def pairs(draft: Draft, a: str, b: str) -> list[Stored]:
         tensors.append(Stored(f"{module.name}.{a}", module.dtype, A, (module.name,), "A"))
         tensors.append(Stored(f"{module.name}.{b}", module.dtype, B, (module.name,), "B"))
     return tensors
+
+
+def alphas(modules: Iterable[Module]) -> list[Stored]:
+    """The alpha of each module: float32 as usual, float64 where only that gives its scale."""
+    return [_alpha(module) for module in modules]
+
+
+def _alpha(module: Module) -> Stored:
+    alpha = float(alpha_of(module))
+    narrow = struct.pack("<f", alpha)
+    exact = struct.unpack("<f", narrow)[0] / module.rank == module.scaling
+    dtype, content = ("F32", narrow) if exact else ("F64", struct.pack("<d", alpha))
+    return Stored(f"{module.name}.alpha", dtype, (), content=lambda: content)

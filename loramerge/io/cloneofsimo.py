@@ -110,4 +110,5 @@ LAYOUT = Layout(
     write=write,
     marks=marks,
     naming="cloneofsimo",
+    unscaled=True,
 )

@@ -6,7 +6,7 @@ from loramerge.adapter import Adapter, Extra
 from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, scaled
 from loramerge.io._layout import Draft, Given, Layout, Written
-from loramerge.io._pipeline import agreed, carried, described, own_scale, pairs
+from loramerge.io._pipeline import agreed, alphas, carried, described, own_scale, pairs
 from loramerge.io._products import full
 from loramerge.io._source import Source
 
@@ -67,8 +67,9 @@ def _of_weight(source: Source, role: str, key: str) -> bool:
 
 
 def write(draft: Draft) -> Written:
-    """Pairs lora_A and lora_B without alpha: scale 1, in ComfyUI and in diffusers."""
-    tensors = (*pairs(draft, "lora_A.weight", "lora_B.weight"), *carried(draft))
+    """Pairs lora_A and lora_B, with an alpha where the scale is not 1; that of a merge is."""
+    scaled = alphas(module for module in draft.modules if module.scaling != 1)
+    tensors = (*pairs(draft, "lora_A.weight", "lora_B.weight"), *scaled, *carried(draft))
     return Written(tensors, {"format": "pt", **agreed(draft)})
 
 
@@ -81,4 +82,5 @@ LAYOUT = Layout(
     write=write,
     naming="comfy",
     unscaled=True,
+    scale="alphas",
 )

@@ -9,8 +9,8 @@ from typing import Any
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, scaled
-from loramerge.io._layout import Draft, Given, Layout, Written
-from loramerge.io._peft_config import header_facts, portable_config, rank_pattern, scale_of
+from loramerge.io._layout import Draft, Given, Layout, Written, alpha_of
+from loramerge.io._peft_config import header_facts, pattern, portable_config, rank_pattern, scale_of
 from loramerge.io._peft_kinds import variants
 from loramerge.io._pipeline import (
     BUNDLED,
@@ -155,7 +155,7 @@ def _scaled_by_header(
 
 
 def write(draft: Draft) -> Written:
-    """PEFT-style pairs of scale 1: alpha is each module's rank, in the header too."""
+    """PEFT-style pairs; the header says the alpha of each module, its rank in a merge."""
     tensors = (*pairs(draft, "lora_A.weight", "lora_B.weight"), *carried(draft))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     header = json.dumps(dict(sorted(_header(draft).items())), separators=(",", ":"))
@@ -176,8 +176,11 @@ def _header(draft: Draft) -> dict[str, Any]:
     for component, modules in components.items():
         ranks = rank_pattern(modules, draft.rank)
         names = [module.name for module in modules]
-        config = portable_config(rank=draft.rank, modules=names, patterns=ranks, sources=[])
-        config["alpha_pattern"] = ranks
+        config = portable_config(
+            rank=draft.rank, alpha=draft.alpha, modules=names, patterns=ranks, sources=[]
+        )
+        alphas = {module.name: alpha_of(module) for module in modules}
+        config["alpha_pattern"] = pattern(alphas, draft.alpha)
         header |= {f"{component}.{name}": value for name, value in config.items()}
     return header
 
@@ -191,5 +194,6 @@ LAYOUT = Layout(
     write=write,
     naming="diffusers",
     unscaled=True,
+    scale="alphas",
     weights="pytorch_lora_weights.safetensors",
 )

@@ -2,13 +2,12 @@
 
 import hashlib
 import re
-import struct
 from dataclasses import replace
 
 from loramerge.adapter import Adapter
 from loramerge.io._grammar import Grammar, scaled
-from loramerge.io._layout import Draft, Given, Layout, Stored, Written
-from loramerge.io._pipeline import agreed, described, own_scale, pairs
+from loramerge.io._layout import Draft, Given, Layout, Written, alpha_of
+from loramerge.io._pipeline import agreed, alphas, described, own_scale, pairs
 from loramerge.io._source import Source
 from loramerge.io._write import header
 
@@ -41,16 +40,16 @@ def read(given: Given) -> Adapter:
 
 
 def write(draft: Draft) -> Written:
-    """Pairs with one alpha for all modules, the largest rank: diffusers reads only one."""
-    alpha = struct.pack("<f", draft.rank)
+    """Pairs with the alpha of each module: the largest rank in a merge, as diffusers reads one."""
     tensors = (
         *pairs(draft, "lora_down.weight", "lora_up.weight"),
-        *(Stored(f"{m.name}.alpha", "F32", (), content=lambda: alpha) for m in draft.modules),
+        *alphas(draft.modules),
     )
+    one = len({alpha_of(module) for module in draft.modules}) < 2
     network = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(draft.rank) if draft.uniform else "Dynamic",
-        "ss_network_alpha": str(draft.rank),
+        "ss_network_alpha": str(draft.alpha) if one else "Dynamic",
     }
     metadata = {"format": "pt", **agreed(draft), **network, **UNSEALED}
     return Written(tensors, metadata, seal=hashes)
@@ -82,4 +81,5 @@ LAYOUT = Layout(
     read=read,
     write=write,
     naming="kohya",
+    scale="alphas",
 )

@@ -19,7 +19,7 @@ from loramerge.adapter import (
     Variant,
     public_base,
 )
-from loramerge.errors import AdapterError, IncompatibleError, UsageError
+from loramerge.errors import AdapterError, IncompatibleError, UsageError, listed
 from loramerge.io._grammar import INCOMPLETE, Grammar, check_owners, check_pairs, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 
@@ -149,7 +149,16 @@ def turn(factors: Sequence[Array]) -> Array:
 
 
 def write(draft: Draft) -> Written:
-    """Transposed factors with scale 1 and one rank; experts of one layer in one tensor."""
+    """Transposed factors with one rank and one scale, that of a merge being 1.
+
+    Experts of one layer are in one tensor. Raises IncompatibleError for convolutions, which mlx-lm
+    does not adapt.
+    """
+    if kernels := [module.name for module in draft.modules if module.kernel]:
+        raise IncompatibleError(
+            f"MLX has no LoRA of convolutions: {listed(kernels, 4)}.",
+            "leave them out with --exclude, or keep the layout",
+        )
     tensors: list[Stored] = []
     switched: dict[str, dict[int, Module]] = {}
     for module in draft.modules:
@@ -200,9 +209,10 @@ def _config(draft: Draft) -> dict[str, Any]:
     count = next(iter(counts)) if same else EVERY_LAYER
     bases = {public_base(source) for source in draft.sources}
     base = next(iter(bases)) if len(bases) == 1 else None
+    scale = float(draft.modules[0].scaling)
     return {
         "fine_tune_type": "lora",
-        "lora_parameters": {"dropout": 0.0, "keys": keys, "rank": draft.rank, "scale": 1.0},
+        "lora_parameters": {"dropout": 0.0, "keys": keys, "rank": draft.rank, "scale": scale},
         "num_layers": count if isinstance(count, int) else EVERY_LAYER,
         **({"model": base} if base else {}),
     }
@@ -216,5 +226,6 @@ LAYOUT = Layout(
     read=read,
     write=write,
     one_rank=True,
+    scale="multiplier",
     weights="adapters.safetensors",
 )

@@ -177,6 +177,7 @@ def _config(draft: Draft) -> dict[str, Any]:
     patterns = {} if draft.uniform else rank_pattern(draft.modules, draft.rank)
     config = portable_config(
         rank=draft.rank,
+        alpha=draft.alpha,
         modules=[module.name for module in draft.modules if module.kind != "parameter"],
         patterns=patterns,
         sources=[source.config for source in draft.sources],
@@ -207,4 +208,5 @@ LAYOUT = Layout(
     explains=explains,
     read=read,
     write=write,
+    scale="alpha",
 )

@@ -1,0 +1,108 @@
+"""The convert command: the same adapter in another layout."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from loramerge.cli.flags import Command, Flag
+from loramerge.cli.terminal import Row, print_rows
+
+if TYPE_CHECKING:
+    from loramerge.convert import Converted
+
+__all__ = ["COMMANDS"]
+
+
+def convert(
+    adapter: str,
+    to: str,
+    alpha: float | None,
+    extras: str,
+    out: str | None,
+    force: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Write an adapter in another layout: factors bit for bit, names translated.
+
+    The scale is written where the layout has a place for it; otherwise it is folded into B, in
+    float32, once, and the report says so. What the layout has no place for (heads, biases, token
+    rows) is refused by name, or left out with --extras drop. The file is read back and must hold
+    the same modules and scales.
+    """
+    from loramerge.cli import ui
+    from loramerge.cli.progress import progress
+    from loramerge.compute import own_process
+    from loramerge.conversion import plan_conversion
+    from loramerge.convert import convert as converted
+    from loramerge.io._open import open_adapter
+
+    own_process()
+    plan = plan_conversion(open_adapter(adapter, alpha), to, out, extras=extras, force=force)
+    with progress(quiet) as listen:
+        done = converted(plan, listen)
+    if json:
+        ui.echo_json({"output": str(plan.final), **done.as_json()})
+        return
+    if not quiet:
+        _show(done)
+    ui.echo_path(plan.final)
+
+
+def _show(done: "Converted") -> None:
+    from loramerge.cli import ui
+
+    plan = done.plan
+    kept = len(plan.draft.modules) - len(plan.folded)
+    written = f"{ui.in_bytes(done.file_bytes)}, {done.tensors} tensors; re-read and verified"
+    rows = [
+        Row("adapter", plan.original.reference),
+        Row("layout", f"{plan.original.layout} -> {plan.layout.name}"),
+        Row("coverage", done.coverage),
+        Row("scale", f"kept in {kept} of {len(plan.draft.modules)} modules"),
+        Row("written", written),
+    ]
+    print_rows([*rows, *ui.note_rows([plan.original], done.notes)])
+
+
+COMMANDS: dict[str, click.Command] = {
+    "convert": Command(
+        "convert",
+        callback=convert,
+        params=[
+            click.Argument(["adapter"], type=click.Path()),
+            Flag(
+                ["to", "--to"],
+                required=True,
+                metavar="LAYOUT",
+                help="The layout to write: peft, kohya, diffusers, comfy, mlx, ... "
+                "(loramerge layouts).",
+            ),
+            Flag(
+                ["alpha", "--alpha"],
+                type=float,
+                metavar="X",
+                help="lora_alpha, for a bare file that does not say it.",
+            ),
+            Flag(
+                ["extras", "--extras"],
+                type=click.Choice(["error", "drop"]),
+                default="error",
+                help="What happens to tensors that the layout cannot hold.  [default: error]",
+            ),
+            Flag(
+                ["out", "-o", "--out"],
+                type=click.Path(),
+                metavar="PATH",
+                help="Output directory, or one file where it ends in .safetensors.  "
+                "[default: a name made of input and layout, here]",
+            ),
+            Flag(["force", "-f", "--force"], is_flag=True, help="Replace an existing output."),
+            Flag(["json", "--json"], is_flag=True, help="Print the report as JSON on stdout."),
+            Flag(["quiet", "-q", "--quiet"], is_flag=True, help="Print only the output path."),
+        ],
+        help=convert.__doc__,
+        short_help="Write an adapter in another layout, bit for bit.",
+        example="loramerge convert my-adapter --to mlx",
+    ),
+}

@@ -1,0 +1,164 @@
+"""What converting an adapter into another layout will do, decided from its header alone."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loramerge._version import __version__
+from loramerge.adapter import Adapter, Module, paired
+from loramerge.errors import IncompatibleError, UsageError, listed
+from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
+from loramerge.io._names import renamed
+from loramerge.io._open import layout
+from loramerge.plan import assumed, check_variants, written_as
+from loramerge.publish import free_place, stem
+from loramerge.record import KEY, Canonical, Record, source
+
+__all__ = ["SINGLE", "Conversion", "plan_conversion"]
+
+SINGLE = ".safetensors"
+# Metadata that says nothing of an adapter.
+FORMAL = frozenset(("format", KEY))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What will be done, from the header alone.
+
+    `adapter` has the names of the target; `folded` are the modules whose scale goes into B.
+    """
+
+    original: Adapter
+    adapter: Adapter
+    layout: Layout
+    draft: Draft
+    folded: tuple[str, ...]
+    final: Path
+    force: bool
+    notes: tuple[str, ...]
+
+    @property
+    def carried(self) -> set[str]:
+        """Keys of the source whose content is in the result."""
+        pairs = {key for m in self.original.modules.values() for key in m.keys.values()}
+        return pairs | {extra.key for extra in self.draft.extras}
+
+    def record(self, sha256: str) -> Record:
+        """How the result is made, and from what."""
+        options = {"to": self.layout.name, "extras": "carry" if self.draft.extras else "drop"}
+        recipe = Canonical("convert", (1.0,), (self.original.alpha,), options, {})
+        return Record(recipe, (source(self.original, sha256),), __version__)
+
+
+def plan_conversion(
+    adapter: Adapter, to: str, out: str | None, *, extras: str = "error", force: bool = False
+) -> Conversion:
+    """Check that a layout can hold an adapter, and decide what its scale becomes.
+
+    Raises IncompatibleError for what is no plain LoRA, for names without a counterpart, and for
+    extras the layout has no place for unless they are to be dropped; OutputError for a place that
+    is taken.
+    """
+    if extras not in ("error", "drop"):
+        raise UsageError(f"--extras is '{extras}'.", "one of: error, drop")
+    target = layout(to)
+    if target.writes:
+        raise UsageError(f"{to} is only read.", f"results of it are written as {target.writes}")
+    check_variants([adapter])
+    name = f"{stem(adapter)}-{to}{'' if target.directory else SINGLE}"
+    final = free_place([adapter], out or name, force)
+    there = renamed(adapter, target.naming or adapter.naming)
+    holds = target.scale
+    if holds == "multiplier" and final.suffix == SINGLE:
+        holds = "none"  # it stands in the config beside
+    exact = written_as(adapter) == adapter.layout or all(
+        module.form is paired for module in adapter.modules.values()
+    )
+    modules, folded, widened = _modules(there, replace(target, scale=holds), exact)
+    fits = written_as(adapter) == to
+    if adapter.extras and not fits and extras == "error":
+        what = listed([f"{extra.key}: {extra.role}" for extra in adapter.extras], 4)
+        raise IncompatibleError(
+            f"{adapter.reference} holds {len(adapter.extras)} tensors beside its LoRA that {to} "
+            f"has no place for: {what}.",
+            "--extras drop leaves them out",
+        )
+    kept = adapter.extras if fits and extras == "error" else ()
+    draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
+    notes = [*assumed(adapter), *_lost(adapter, target, draft)]
+    if folded:
+        notes.append(
+            f"{to} cannot say the scale of {len(folded)} of {len(modules)} modules: it is folded "
+            "into B"
+        )
+    if widened:
+        notes.append(
+            f"{len(widened)} modules are stored as float32, in which folding rounds by 6e-8: "
+            f"{listed(widened, 3)}"
+        )
+    if padded := sum(m.rank > there.modules[m.name].rank for m in modules):
+        notes.append(f"{padded} modules are zero-padded to the one rank of {to} (exact)")
+    if len(there.modules) != len(adapter.modules):
+        notes.append(
+            f"{len(adapter.modules)} modules are {len(there.modules)} in {to}: fused there, or here"
+        )
+    return Conversion(adapter, there, target, draft, tuple(folded), final, force, tuple(notes))
+
+
+def _modules(
+    adapter: Adapter, target: Layout, exact: bool
+) -> tuple[tuple[Module, ...], list[str], list[str]]:
+    """Modules as stored, those whose scale is folded, and those stored wider for it."""
+    highest, found, folded, widened = adapter.max_rank, [], [], []
+    scalings = _held(list(adapter.modules.values()), target)
+    for module in adapter.modules.values():
+        scaling = scalings.get(module.name, 1.0)
+        dtype = module.dtype
+        if module.gates or not exact:
+            dtype = "F64" if dtype == "F64" else "F32"
+        if module.gates or scaling != module.scaling:
+            folded.append(module.name)
+            if dtype in ("F16", "BF16") and not _power_of_two(module.scaling / scaling):
+                dtype = "F32"
+                widened.append(module.name)
+        rank = highest if target.one_rank else module.rank
+        found.append(replace(module, rank=rank, scaling=scaling, dtype=dtype, keys={}, gates=()))
+    return tuple(found), folded, widened
+
+
+def _held(modules: list[Module], target: Layout) -> dict[str, float]:
+    """The scale that a layout can say of each module; none where it must be folded."""
+    own = {module.name: module.scaling for module in modules}
+    if target.scale == "alphas":
+        return {name: scaling for name, scaling in own.items() if scaling != 0}
+    first = modules[0]
+    if target.scale == "multiplier":
+        return own if set(own.values()) == {first.scaling} else {}
+    alpha = alpha_of(first)
+    if target.scale == "alpha" and all(
+        abs(alpha / m.rank - m.scaling) <= ROUNDING * abs(m.scaling) for m in modules
+    ):
+        return own
+    if target.scale == "alpha":
+        highest = max(module.rank for module in modules)
+        return {module.name: highest / module.rank for module in modules}
+    return {}
+
+
+def _power_of_two(factor: float) -> bool:
+    """Whether multiplying by a factor keeps every bit."""
+    return abs(math.frexp(factor)[0]) == 0.5
+
+
+def _lost(adapter: Adapter, target: Layout, draft: Draft) -> list[str]:
+    """What the source says and the result does not."""
+    notes = []
+    if len(draft.extras) < len(adapter.extras):
+        dropped = [f"{extra.key}: {extra.role}" for extra in adapter.extras]
+        notes.append(f"dropped: {listed(dropped)}")
+    stated = target.write(draft).metadata
+    if gone := sorted(set(adapter.metadata) - set(stated) - FORMAL):
+        notes.append(f"facts of the header that are not carried: {listed(gone, 4)}")
+    if adapter.config.get("fan_in_fan_out") and target.name != "peft":
+        notes.append(f"{target.name} has no place for fan_in_fan_out true")
+    return notes
