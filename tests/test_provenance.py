@@ -77,6 +77,26 @@ def test_no_output_names_the_directory_of_its_inputs(
         assert str(tmp_path).encode() not in content
 
 
+def test_no_step_of_a_recipe_tells_who_ran_it_where_or_with_what_token(
+    vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("HF_TOKEN", "USER", "LOGNAME", "HOSTNAME", "HOME")
+    text = (
+        "steps:\n"
+        f"- {{name: merged, method: cat, adapters: [{vault}/wrong, {vault}/bare.safetensors]}}\n"
+        "- {method: squeeze, rank: 2, adapters: merged}\n"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    for out in ("out", "out.safetensors"):
+        done = typed("run", "r.yaml", "-o", out, env=dict.fromkeys(names, SECRET))
+        assert done.code == 0, done.err
+    written = [*(tmp_path / "out").iterdir(), tmp_path / "out.safetensors"]
+    for content in (path.read_bytes() for path in written):
+        assert SECRET.encode() not in content
+        assert str(tmp_path).encode() not in content
+
+
 def test_a_merge_of_results_names_no_temporary_directory(three: list[Path], tmp_path: Path) -> None:
     merged, _ = lm.cluster(three, k=3)
     small, _ = lm.squeeze(merged, rank=2)

@@ -1,0 +1,44 @@
+"""Results of adapters on the Hub, made again from nothing but themselves."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.hub.store import Hub
+from tests.test_api import bytes_of
+from tests.typed import typed
+
+RECIPE = """
+steps:
+- {name: merged, method: arithmetic, adapters: [me/x@main, {reference: me/y, weight: -0.5}]}
+- {name: small, method: squeeze, adapters: merged, energy: 0.9}
+- {method: prune, adapters: small, threshold: 0.1}
+"""
+
+
+def test_a_third_party_needs_nothing_but_the_output(
+    hub: Hub, adapter: dict[str, bytes], tmp_path: Path, here: Path
+) -> None:
+    repositories = [hub.create(name, adapter) for name in ("me/x", "me/y")]
+    Path("recipe.yaml").write_text(RECIPE)
+    done = typed("run", "recipe.yaml", "-o", "out")
+    assert done.code == 0, done.err
+    for repository in repositories:
+        repository.commit({**adapter, "adapter_model.safetensors": b"something else"})
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree("out", elsewhere / "out")
+    again = typed("reproduce", elsewhere / "out", "-o", elsewhere / "again")
+    assert again.code == 0, again.err
+    assert bytes_of(elsewhere / "again") == bytes_of(Path("out"))
+
+
+def test_a_recipe_of_references_is_saved_as_it_was_typed(
+    hub: Hub, adapter: dict[str, bytes], here: Path
+) -> None:
+    hub.create("me/x", adapter)
+    assert typed("squeeze", "me/x@main", "-r", "2", "--save-recipe", "s.yaml").code == 0
+    assert Path("s.yaml").read_text() == "method: squeeze\nadapters:\n  - me/x@main\nrank: 2\n"
+    first = bytes_of(Path("x-r2"))
+    assert typed("run", "s.yaml", "-f").code == 0
+    assert bytes_of(Path("x-r2")) == first
+    assert json.loads(first["loramerge.json"])["sources"][0]["name"] == "me/x"
