@@ -161,6 +161,10 @@ ROWS: list[Row] = [
         },
         ranks=[FULL, 32, 16],
     ),
+    *merges("iso"),
+    *merges("star"),
+    *merges("wudi"),
+    *merges("ctm", ranks=[16]),
     *merges(
         "cluster",
         {(None, PAPER): Bar(0.35, 0.04)},

@@ -14,10 +14,24 @@ THIN = [v for v in VARIANTS if v.method.place == "thin" and v.method.takes == "m
 each_thin = pytest.mark.parametrize("variant", THIN, ids=str)
 
 # A law holds for every method and choice of options but these, for the reason given.
-NOT_THE_SAME_FROM_COPIES: dict[tuple[str, str], str] = {}
+NOT_THE_SAME_FROM_COPIES = {
+    ("iso", ""): "of a sum",
+    ("iso", "directions=task"): "of a sum",
+    ("ctm", "rule=sum"): "a sum",
+}
 NOT_THE_ADAPTER_ALONE = {
     ("tsv", "smooth=average"): "a smooth spectrum is another",
     ("tsv", "smooth=linear"): "a smooth spectrum is another",
+    ("iso", ""): "a flat spectrum is another",
+    ("iso", "directions=task"): "a flat spectrum is another",
+    ("star", ""): "cut to its strongest directions",
+    ("wudi", ""): "shortened by the ridge",
+    ("ctm", ""): "cut to the rank of the output, and trimmed",
+    ("ctm", "rule=sum"): "cut to the rank of the output",
+}
+LEAPS = {
+    ("iso", "directions=task", relation): "it counts directions by the numerical rank of the sum"
+    for relation in ("shared A", "shared B", "two checkpoints")
 }
 
 
@@ -84,4 +98,8 @@ def test_a_small_change_of_the_input_is_a_small_change_of_the_result(
     before = delta(variant, given)
     for _ in range(3):
         moved = tuple(changed(rng, factor) for factor in given.factors)
-        assert apart(delta(variant, replace(given, factors=moved)), before) < 1e-2
+        change = apart(delta(variant, replace(given, factors=moved)), before)
+        if (variant.method.name, variant.label, relation) in LEAPS:
+            assert change > 1e-2  # or it need not be excepted
+        else:
+            assert change < 1e-2

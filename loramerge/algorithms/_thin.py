@@ -44,6 +44,10 @@ class Thin:
     right: Basis
     factors: tuple[LowRank, ...]
 
+    def matrices(self) -> list[Array]:
+        """Every M_t [*b, p, q], multiplied out."""
+        return [factor.B @ factor.A for factor in self.factors]
+
     def triples(self) -> Triples:
         """The singular triples of every M_t."""
         xp = namespace(self.factors[0].A)
