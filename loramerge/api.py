@@ -31,14 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["Result", "load", "names", "public", "run", "sweep"]
 
 
-def load(reference: str | Path, alpha: float | None = None) -> Adapter:
+def load(
+    reference: str | Path, alpha: float | None = None, *, layout: str | None = None
+) -> Adapter:
     """Open a directory, a .safetensors file, or user/repo on the Hub; only headers are read.
 
     A file on the Hub is downloaded when its tensors are needed. `alpha` is the lora_alpha of a bare
-    file that does not say it. Raises AdapterError with the reason for anything that is not a
-    readable adapter, HubError where the Hub does not give it.
+    file that does not say it; `layout` is told from the keys unless it is given. Raises
+    AdapterError with the reason for anything that is not a readable adapter, HubError where the
+    Hub does not give it.
     """
-    return open_adapter(str(reference), None if alpha is None else float(alpha))
+    stated = None if alpha is None else float(alpha)
+    return open_adapter(str(reference), stated, named=layout)
 
 
 Input: TypeAlias = str | Path | Adapter | Result

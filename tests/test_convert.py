@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import loramerge
 from loramerge.adapter import Adapter
 from loramerge.conversion import Conversion, plan_conversion
 from loramerge.convert import Converted, convert
@@ -166,3 +167,19 @@ def test_the_command_prints_coverage_and_the_path(
     facts = json.loads(typed("convert", "a-mlx", "--to", "peft", "--json").out)
     assert (facts["modules_read"], facts["folded"]) == (2, [])
     assert facts["sources"][0]["made"]["recipe"]["method"] == "convert"
+
+
+def test_the_layout_that_is_named_counts_and_must_explain_every_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_peft(Path("a"), {"x.q": pair(2)})
+    assert typed("convert", "a", "--to", "mlx", "--from", "peft", "-q").out == "a-mlx\n"
+    done = typed("convert", "a", "--to", "mlx", "--from", "kohya")
+    assert (done.code, done.out) == (1, "")
+    assert "not in the kohya layout, which does not explain base_model.model.x.q" in done.err
+    with pytest.raises(UsageError, match="no layout 'koya'"):
+        loramerge.load("a", layout="koya")
+    path = write_kohya(Path("k.safetensors"), {"lora_unet_x": (*pair(2), 1.0)})
+    assert loramerge.load(path).layout == "kohya"
+    assert loramerge.load(path, layout="lycoris").layout == "lycoris"

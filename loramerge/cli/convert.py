@@ -16,6 +16,7 @@ __all__ = ["COMMANDS"]
 def convert(
     adapter: str,
     to: str,
+    layout: str | None,
     alpha: float | None,
     extras: str,
     out: str | None,
@@ -38,7 +39,8 @@ def convert(
     from loramerge.io._open import open_adapter
 
     own_process()
-    plan = plan_conversion(open_adapter(adapter, alpha), to, out, extras=extras, force=force)
+    source = open_adapter(adapter, alpha, named=layout)
+    plan = plan_conversion(source, to, out, extras=extras, force=force)
     with progress(quiet) as listen:
         done = converted(plan, listen)
     if json:
@@ -77,6 +79,11 @@ COMMANDS: dict[str, click.Command] = {
                 metavar="LAYOUT",
                 help="The layout to write: peft, kohya, diffusers, comfy, mlx, ... "
                 "(loramerge layouts).",
+            ),
+            Flag(
+                ["layout", "--from"],
+                metavar="LAYOUT",
+                help="The layout of the adapter.  [default: told from its keys]",
             ),
             Flag(
                 ["alpha", "--alpha"],

@@ -32,17 +32,22 @@ def layout(name: str) -> Layout:
     return found
 
 
-def open_adapter(reference: str, alpha: float | None = None, *, look: bool = False) -> Adapter:
+def open_adapter(
+    reference: str, alpha: float | None = None, *, look: bool = False, named: str | None = None
+) -> Adapter:
     """Open a directory, a .safetensors file or a reference to the Hub; a path that exists wins.
 
     Only headers and configs are read. A file on the Hub is downloaded when a tensor of it is read,
-    which reading the alphas of some layouts is; to `look` is to leave them unread. Raises
-    AdapterError with the reason for anything that is not a readable adapter, HubError where the
-    Hub does not give it.
+    which reading the alphas of some layouts is; to `look` is to leave them unread. The layout is
+    told from the keys, unless it is `named`. Raises AdapterError with the reason for anything that
+    is not a readable adapter, HubError where the Hub does not give it.
     """
     place = None if _exists(reference) else hub_reference(reference)
     files = find_on_hub(place, look) if place else find_on_disk(reference)
-    found = _detect(files.source, reference, files.config if not files.beside else None)
+    if named is None:
+        found = _detect(files.source, reference, files.config if not files.beside else None)
+    else:
+        found = _named(named, files.source, reference)
     try:
         adapter = found.read(Given(reference, files.source, files.config, files.beside, alpha))
     except AdapterError as error:
@@ -67,6 +72,17 @@ def _unscaled(adapter: Adapter) -> Adapter:
     modules = {name: replace(m, scaling=math.nan) for name, m in adapter.modules.items()}
     note = "its alphas or gates are stored as tensors, which stay unread until it is downloaded"
     return replace(adapter, modules=modules, assumed=(note,))
+
+
+def _named(name: str, source: Source, reference: str) -> Layout:
+    """The layout the user says a file is in. Raises AdapterError for keys it does not explain."""
+    found = layout(name)
+    if left := [key for key in source.tensors if not found.explains(key)]:
+        raise AdapterError(
+            f"{reference} is not in the {name} layout, which does not explain {listed(left, 4)}.",
+            "leave --from out, and the layout is told from the keys",
+        )
+    return found
 
 
 def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) -> Layout:
