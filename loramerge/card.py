@@ -3,21 +3,28 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
+from urllib.parse import quote
 
 import msgspec
 
-from loramerge.adapter import public_base, source_name
+from loramerge.adapter import Adapter, public_base, source_name
 from loramerge.recipe import Recipe, options_of
 from loramerge.report import ModuleReport, Report
 
-__all__ = ["card"]
+__all__ = ["PLACE", "card", "plain_card"]
 
 WORST = 5
-LOAD = """```python
+HUB = "https://huggingface.co"
+# Where the files are, in the lines that load them, until they have a place on the Hub.
+PLACE = "path/to/this/directory"
+LOAD = f"""```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(base_model, "path/to/this/directory")
+model = PeftModel.from_pretrained(base_model, "{PLACE}")
 ```"""
+# The libraries that the Hub knows for layouts.
+LIBRARIES = {"peft": "peft", "kohya": "diffusers", "diffusers": "diffusers", "mlx": "mlx"}
 
 
 def card(report: Report) -> str:
@@ -25,29 +32,60 @@ def card(report: Report) -> str:
     plan = report.plan
     method = plan.recipe.method
     parts = [
-        _front_matter(report),
+        _front_matter(plan.adapters, plan.layout.name, ["lora", "merge", "loramerge"]),
         f"# A LoRA adapter made with loramerge {method.name}",
         f"{method.summary} {_link(method.paper)}",
         _sources(report),
-        f"```sh\n{_command(plan.recipe, [source_name(adapter) for adapter in plan.adapters])}\n```",
+        f"```sh\n{_command(plan.recipe, [_typed(adapter) for adapter in plan.adapters])}\n```",
         _summary(report),
         _errors(report),
     ]
-    if report.notes:
-        parts.append("\n".join(f"- {_escaped(note)}" for note in report.notes))
+    if notes := [*report.notes, *_unagreed(plan.adapters)]:
+        parts.append("\n".join(f"- {_escaped(note)}" for note in notes))
     if plan.layout.name == "peft":
         parts.append(LOAD)
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(report: Report) -> str:
-    bases = {public_base(adapter) for adapter in report.plan.adapters}
-    base = next(iter(bases)) if len(bases) == 1 else None
-    lines = ["library_name: peft", "tags:", "- lora", "- merge", "- loramerge"]
+def plain_card(adapter: Adapter) -> str:
+    """README.md of an adapter that has none: what its files say."""
+    rank = f"rank {adapter.max_rank}, {len(adapter.modules)} modules"
+    parts = [
+        _front_matter([adapter], adapter.layout, ["lora"]),
+        f"# A LoRA adapter of {rank}",
+        *([LOAD] if adapter.layout == "peft" else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(adapters: Sequence[Adapter], layout: str, tags: list[str]) -> str:
+    """What the Hub reads: base model and licence only where all adapters agree on them."""
+    bases = {public_base(adapter) for adapter in adapters}
+    terms = {adapter.licence for adapter in adapters}
+    base = bases.pop() if len(bases) == 1 else None
+    licence = terms.pop() if len(terms) == 1 else None
+    lines = []
     if base:
         # A JSON string is a YAML string, whatever it holds.
-        lines = [f"base_model: {json.dumps(base)}", "base_model_relation: adapter", *lines]
-    return "\n".join(["---", *lines, "---"])
+        lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"]
+    if layout in LIBRARIES:
+        lines.append(f"library_name: {LIBRARIES[layout]}")
+    if licence:
+        lines.append(f"license: {json.dumps(licence)}")
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _unagreed(adapters: Sequence[Adapter]) -> list[str]:
+    """Why there is no licence, where some source states one."""
+    stated = {adapter.licence or "none" for adapter in adapters}
+    if len(stated) == 1:
+        return []
+    return [f"no licence is stated: those of the sources are {', '.join(sorted(stated))}"]
+
+
+def _typed(adapter: Adapter) -> str:
+    """What to type for a source: on the Hub, the very commit."""
+    return adapter.origin.pinned if adapter.origin else source_name(adapter)
 
 
 def _link(paper: str) -> str:
@@ -58,12 +96,21 @@ def _link(paper: str) -> str:
 def _sources(report: Report) -> str:
     plan = report.plan
     rows = [
-        f"| {_escaped(source_name(adapter))} | {named.weight:g} | `{digest}` |"
+        f"| {_source(adapter)} | {named.weight:g} | `{digest}` |"
         for adapter, named, digest in zip(
             plan.adapters, plan.recipe.adapters, report.sources_sha256, strict=True
         )
     ]
     return "\n".join(["| source | weight | sha256 |", "|---|---|---|", *rows])
+
+
+def _source(adapter: Adapter) -> str:
+    """Its name and licence; on the Hub with a link to its file at its commit."""
+    name, origin = _escaped(source_name(adapter)), adapter.origin
+    if origin:
+        page = f"{HUB}/{origin.repository}/blob/{origin.revision}/{quote(origin.path)}"
+        name = f"[{name}]({page}) at `{origin.revision}`"
+    return f"{name}, {_escaped(adapter.licence)}" if adapter.licence else name
 
 
 def _command(recipe: Recipe, names: list[str]) -> str:

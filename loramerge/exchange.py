@@ -1,20 +1,27 @@
 """Adapters to and from the Hub as they are: a directory of files, nothing computed."""
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from loramerge.adapter import public_base
+from loramerge.card import PLACE, plain_card
 from loramerge.errors import UsageError
 from loramerge.events import Listener, Started, silent
-from loramerge.io._files import CARD, CONFIG, SUFFIX
+from loramerge.io._disk import find_on_disk
+from loramerge.io._files import CARD, CONFIG, SUFFIX, WEIGHTS
 from loramerge.io._hub import look_up
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
+from loramerge.io._hub_push import Pushed, check_push, upload
+from loramerge.io._open import open_adapter
 from loramerge.io._reference import hub_reference
 from loramerge.io._source import open_source
 from loramerge.io._write import check_free, staged
 from loramerge.origin import Origin
 
-__all__ = ["pull"]
+__all__ = ["pull", "push"]
 
 PROVENANCE = "loramerge.json"
 # What travels with the weights: all that says what they are, and on which terms.
@@ -58,3 +65,41 @@ def pull(reference: str, out: str | None, force: bool, listen: Listener = silent
         for name, file in files.items():
             shutil.copyfile(file, directory / name)
     return final
+
+
+def push(
+    path: str,
+    repository: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    message: str | None = None,
+    beside: Mapping[str, bytes] | None = None,
+) -> Pushed:
+    """Send an adapter to the Hub: its weights, and what describes them, with a card in any case.
+
+    Of a single file, what describes it may be given as `beside`. Raises AdapterError for what is
+    none, UsageError for a name no repository has, HubError.
+    """
+    find_on_disk(path)  # never a reference
+    check_push(repository)
+    adapter, directory = open_adapter(path), Path(path).expanduser()
+    weights = adapter.source.path
+    name = WEIGHTS if beside and CONFIG in beside else weights.name
+    files: dict[str, Path | bytes] = {name: weights, **(beside or {})}
+    if directory.is_dir():
+        files |= {name: directory / name for name in WITH if (directory / name).is_file()}
+    if CONFIG in files and public_base(adapter) is None and adapter.base_model is not None:
+        # A directory of this machine is of no use elsewhere, and nobody's business.
+        config = {**adapter.config, "base_model_name_or_path": None}
+        files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+    found = files.get(CARD, plain_card(adapter).encode())
+    text = found if isinstance(found, bytes) else found.read_bytes()
+    files[CARD] = text.replace(PLACE.encode(), repository.encode())
+    return upload(
+        repository,
+        files,
+        private=private,
+        create_pr=create_pr,
+        message=message or "Upload a LoRA adapter with loramerge",
+    )

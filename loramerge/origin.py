@@ -23,6 +23,11 @@ class Origin:
         return f"hf://{self.repository}@{self.revision}/{self.path}"
 
     @property
+    def pinned(self) -> str:
+        """What to type for this very file: user/repo@commit or user/repo@commit:place."""
+        return f"{self.repository}@{self.revision}" + (f":{self.place}" if self.place else "")
+
+    @property
     def place(self) -> str:
         """What follows a colon to name it: a folder, or a file under another name than PEFT's."""
         return self.path.removesuffix("adapter_model.safetensors").rstrip("/")

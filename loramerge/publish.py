@@ -17,7 +17,7 @@ from loramerge.plan import Plan
 from loramerge.report import Report
 from loramerge.settings import RULES
 
-__all__ = ["default_name", "destination", "free_place", "publish", "stem"]
+__all__ = ["companions", "default_name", "destination", "free_place", "publish", "stem"]
 
 PROVENANCE = "loramerge.json"
 
@@ -113,10 +113,15 @@ def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Re
     single = name.endswith(".safetensors")
     report = run(plan, directory / (name if single else plan.layout.weights), listen)
     if not single:
-        for companion, content in report.companions.items():
+        for companion, content in companions(report).items():
             (directory / companion).write_bytes(content)
-        facts = report.as_json()
-        text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        (directory / PROVENANCE).write_text(text + "\n", "utf-8", errors="replace")
-        (directory / "README.md").write_text(card(report), "utf-8", errors="replace")
     return report
+
+
+def companions(report: Report) -> dict[str, bytes]:
+    """The files that belong beside the weights: config, record, card."""
+    facts = report.as_json()
+    record = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    written = {PROVENANCE: record + "\n", "README.md": card(report)}
+    texts = {name: text.encode("utf-8", "replace") for name, text in written.items()}
+    return {**report.companions, **texts}

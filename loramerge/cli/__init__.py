@@ -126,6 +126,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run a command line and leave with its exit code; known failures never show a traceback."""
+    # The client of the Hub leaves the terminal to us.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except Exception as error:

@@ -25,6 +25,31 @@ def pull(reference: str, out: str | None, force: bool, json: bool, quiet: bool) 
         echo_path(final)
 
 
+def push(
+    adapter: str,
+    repository: str,
+    private: bool,
+    create_pr: bool,
+    message: str | None,
+    json: bool,
+) -> None:
+    """Send an adapter to the Hub: its weights, config, record and card, and nothing else.
+
+    The repository is made where there is none; what is there already is not sent again. Without a
+    README.md a card is made of what the files say. The address is printed on stdout.
+    """
+    from loramerge.cli.ui import echo_json
+    from loramerge.exchange import push as sent
+
+    found = sent(adapter, repository, private=private, create_pr=create_pr, message=message)
+    if not found.changed:
+        click.echo("nothing was sent: everything is there already", err=True)
+    if json:
+        echo_json({"url": found.url, "changed": found.changed})
+    else:
+        click.echo(found.url)
+
+
 JSON = Flag(["json", "--json"], is_flag=True, help="Print JSON.")
 COMMANDS: dict[str, click.Command] = {
     "pull": Command(
@@ -45,5 +70,20 @@ COMMANDS: dict[str, click.Command] = {
         help=pull.__doc__,
         short_help="Download an adapter from the Hub.",
         example="loramerge pull user/repo",
+    ),
+    "push": Command(
+        "push",
+        callback=push,
+        params=[
+            click.Argument(["adapter"], type=click.Path(), metavar="ADAPTER"),
+            click.Argument(["repository"], metavar="USER/REPO"),
+            Flag(["private", "--private"], is_flag=True, help="Make a new repository private."),
+            Flag(["create_pr", "--create-pr"], is_flag=True, help="Open a pull request instead."),
+            Flag(["message", "-m", "--message"], metavar="TEXT", help="Title of the commit."),
+            JSON,
+        ],
+        help=push.__doc__,
+        short_help="Send an adapter to the Hub, with a card.",
+        example="loramerge push my-adapter user/repo",
     ),
 }

@@ -20,6 +20,7 @@ from loramerge.settings import BOUNDS
 if TYPE_CHECKING:
     from loramerge.adapter import Adapter
     from loramerge.plan import Plan
+    from loramerge.report import Report
 
 __all__ = ["named_adapters", "opened", "run"]
 
@@ -39,6 +40,7 @@ class Wishes:
     quiet: bool
     sweep: str | None
     save_recipe: str | None
+    push: str | None
 
 
 def run(name: str, method: Method, given: dict[str, Any]) -> None:
@@ -46,6 +48,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.cli import ui
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
+    from loramerge.io._hub_push import check_push
     from loramerge.io._write import write_text
     from loramerge.io._yaml import write_yaml
     from loramerge.publish import publish
@@ -71,12 +74,27 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     if wishes.dry_run:
         ui.show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return
+    if wishes.push is not None:
+        if wishes.out_dir is not None:
+            raise UsageError(f"{name} --push sends one result.", "leave out --out-dir")
+        check_push(wishes.push)
     shown = ui.Results(batch=wishes.out_dir is not None, as_json=wishes.json, quiet=wishes.quiet)
     for plan, final in jobs:
         with progress(wishes.quiet) as listen:
             report = publish(plan, final, wishes.force, listen)
-        shown.add(report, final)
+        url = _sent(report, final, wishes.push) if wishes.push is not None else None
+        shown.add(report, final, url)
     shown.close()
+
+
+def _sent(report: "Report", final: Path, repository: str) -> str:
+    """The address that a result was sent to; a single file takes along what belongs beside it."""
+    from loramerge.exchange import push
+    from loramerge.publish import companions
+
+    beside = companions(report) if final.is_file() else None
+    message = f"{report.plan.recipe.method.name}, made with loramerge"
+    return push(str(final), repository, message=message, beside=beside).url
 
 
 def _values(context: click.Context, given: dict[str, Any], quiet: bool) -> dict[str, object]:

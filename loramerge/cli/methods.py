@@ -96,6 +96,12 @@ _OUT_DIR = Flag(
     metavar="DIR",
     help="Directory for the results of several adapters.",
 )
+_PUSH = Flag(
+    ["push", "--push"],
+    group=OUTPUT,
+    metavar="USER/REPO",
+    help="Send the result to the Hub too, with its card; the repository is made if need be.",
+)
 SWITCHES = (
     Flag(
         ["save_recipe", "--save-recipe"],
@@ -130,6 +136,6 @@ SWITCHES = (
     ),
 )
 _OUTPUT = {
-    "many": (_ALPHA, OUT, *SWITCHES),
-    "one": (_ALPHA, OUT, _OUT_DIR, *SWITCHES),
+    "many": (_ALPHA, OUT, _PUSH, *SWITCHES),
+    "one": (_ALPHA, OUT, _OUT_DIR, _PUSH, *SWITCHES),
 }

@@ -71,16 +71,19 @@ class Results:
             print_rows([*_report(report), kept, *note_rows(report.plan.adapters, report.notes)])
             click.echo(err=True)
 
-    def add(self, report: Report, final: Path) -> None:
-        """Show one result."""
+    def add(self, report: Report, final: Path, url: str | None = None) -> None:
+        """Show one result, and where on the Hub it was sent to."""
         warning = _assumption(report.plan.adapters)
         if self.as_json:
-            self.facts.append({"output": str(final), **report.as_json()})
+            where = {"output": str(final), **({"pushed": url} if url else {})}
+            self.facts.append({**where, **report.as_json()})
             if warning and not self.quiet:
                 print_rows([warning])
             return
         if not self.quiet:
-            print_rows([*_report(report), *note_rows(report.plan.adapters, report.notes)])
+            sent = [Row("pushed", url)] if url else []
+            notes = note_rows(report.plan.adapters, report.notes)
+            print_rows([*_report(report), *sent, *notes])
         echo_path(final)
 
     def close(self) -> None:

@@ -49,8 +49,12 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
             return _unreached(error, what)
         case hub_errors.FileMetadataError() | JSONDecodeError():
             return HubError(f"{client().endpoint} does not answer as the Hub does.", SETTINGS)
+        case hub_errors.LocalTokenNotFoundError():
+            return HubError("You are not logged in to the Hub.", LOGIN)
         case hub_errors.XetDownloadError():
             return HubError(f"{what}: the download broke off.", AGAIN)
+        case RuntimeError() if isinstance(error.__cause__, Exception):
+            return _explained(error.__cause__, what, repository)
         case OSError() if error.errno in FULL:
             return HubError(
                 f"{what} cannot be downloaded: the disk with the Hub's cache is full.",
@@ -102,6 +106,8 @@ def _refused(error: "HfHubHTTPError", what: str, repository: str) -> HubError:
             return HubError(f"{what}: there is no such revision.", _revisions(repository))
         case hub_errors.RemoteEntryNotFoundError():
             return HubError(f"{what}: there is no such file.", f"see: {address}/tree/main")
+    if status == 401 and not known:
+        return HubError("You are not logged in to the Hub.", LOGIN)
     if status == 401:
         return HubError("The Hub does not know your token.", "log in again: hf auth login")
     if status == 403:

@@ -38,6 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(_hub_client, "PAUSES", (0.0, 0.0, 0.0))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         huggingface_hub.logging.set_verbosity_error()
+        huggingface_hub.utils.disable_progress_bars()
         _hub_client.client.cache_clear()
         yield found
         _hub_client.client.cache_clear()

@@ -139,10 +139,10 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found
 
-    def answer(self, facts: Any, kind: str = JSON) -> None:
+    def answer(self, facts: Any, status: int = 200, kind: str = JSON) -> None:
         """Send JSON."""
         data = json.dumps(facts).encode()
-        self.start(200, len(data), {"Content-Type": kind})
+        self.start(status, len(data), {"Content-Type": kind})
         self._send(data)
 
     def start(self, status: int, length: int, headers: dict[str, str]) -> None:

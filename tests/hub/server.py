@@ -95,7 +95,7 @@ def create(h: Handler) -> None:
     if name.partition("/")[0] not in (user, "team"):
         raise RefusedError(403, "You don't have the rights to create a model under this namespace")
     if name in h.hub.repositories:
-        h.start(409, 0, {"X-Error-Message": "You already created this model repo"})
+        h.answer({"error": "You already created this model repo", "url": f"{h.base}/{name}"}, 409)
         return
     private = given.get("private") or given.get("visibility") == "private"
     repository = h.hub.create(name, {".gitattributes": b"*.safetensors filter=lfs\n"})
@@ -128,7 +128,7 @@ def batch(h: Handler, name: str) -> None:
     for one in objects:
         if one["oid"] not in h.hub.blobs:
             one["actions"] = {"upload": {"href": f"{h.base}/lfs/{one['oid']}"}}
-    h.answer({"transfer": "basic", "objects": objects}, "application/vnd.git-lfs+json")
+    h.answer({"transfer": "basic", "objects": objects}, kind="application/vnd.git-lfs+json")
 
 
 def store(h: Handler, oid: str) -> None:

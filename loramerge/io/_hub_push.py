@@ -1,0 +1,60 @@
+"""Files to a repository on the Hub: one commit, or a pull request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramerge._lazy import huggingface_hub
+from loramerge.errors import UsageError
+from loramerge.io._hub_client import client, page
+from loramerge.io._hub_errors import explained
+from loramerge.io._reference import HubReference, hub_reference
+
+__all__ = ["Pushed", "check_push", "upload"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Where files went, and whether anything there was not yet as they are."""
+
+    url: str
+    changed: bool
+
+
+def check_push(repository: str) -> None:
+    """Raise UsageError for what names no repository, HubError where nobody is logged in."""
+    if hub_reference(repository) != HubReference(repository):
+        raise UsageError(
+            f"{repository} is no name of a repository on the Hub.", "for example: user/repo"
+        )
+    with explained(repository, repository):
+        client().whoami()
+
+
+def upload(
+    repository: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    private: bool,
+    create_pr: bool,
+    message: str,
+) -> Pushed:
+    """Make the repository where there is none, and the files part of it, in one commit.
+
+    Files that are there already cost nothing; where all are, there is no commit. Raises HubError.
+    """
+    with explained(repository, repository):
+        client().create_repo(repository, private=private or None, exist_ok=True)
+        before = client().model_info(repository).sha
+        made = client().create_commit(
+            repository,
+            [
+                huggingface_hub.CommitOperationAdd(
+                    name, content if isinstance(content, bytes) else str(content)
+                )
+                for name, content in files.items()
+            ],
+            commit_message=message,
+            create_pr=create_pr,
+        )
+        return Pushed(made.pr_url or page(repository), made.oid != before)
