@@ -37,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer any method: the table below tells what."""
+        self.hub.begun += 1
         length = int(self.headers.get("Content-Length") or 0)
         self.content = self._chunked() if "chunked" in self._header("Transfer-Encoding") else b""
         self.content = self.content or self.rfile.read(length)

@@ -1,6 +1,7 @@
 """Repositories in memory: commits, branches, large files, as a Hub keeps them."""
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 
 # What the Hub keeps outside git, by the end of the name.
@@ -89,6 +90,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.begun = 0
 
     def create(self, name: str, files: dict[str, bytes] | None = None, **facts: bool) -> Repository:
         """A new repository, with a first commit where files are given."""
@@ -105,8 +107,15 @@ class Hub:
                 return fault
         return None
 
+    def forget(self) -> None:
+        """Start a new record of requests."""
+        self.asked()
+        self.requests, self.begun = [], 0
+
     def asked(self, part: str = "") -> list[Request]:
-        """The requests whose path holds a word."""
+        """The requests whose path holds a word, once all that were begun are answered."""
+        while len(self.requests) < self.begun:
+            time.sleep(0.01)
         return [request for request in self.requests if part in request.path]
 
 

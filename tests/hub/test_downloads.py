@@ -78,7 +78,7 @@ def test_what_was_used_once_works_without_a_network(
     repository.refs["v1"] = repository.head.sha
     assert typed("squeeze", name, "-r", "2", "-o", "online").code == 0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
+    hub.forget()
     done = typed("squeeze", name, "-r", "2", "-o", "offline")
     assert done.code == 0, done.err
     assert hub.requests == []
@@ -103,7 +103,7 @@ def test_what_lies_in_the_cache_is_not_downloaded_again(
 ) -> None:
     hub.create("me/x", adapter)
     typed("squeeze", "me/x", "-r", "2")
-    hub.requests.clear()
+    hub.forget()
     assert typed("squeeze", "me/x", "-r", "3").code == 0
     (only,) = hub.requests
     assert only.path.startswith("/api/models/me/x")
