@@ -222,12 +222,12 @@ def test_a_batch_too_large_for_the_device_is_halved_and_gives_the_same(
     sizes = []
     compute = solve._solve
 
-    def limited(plan, device, batch):
+    def limited(plan, device, known, batch):
         if device.device == "cuda":
             sizes.append(len(batch))
         if device.device == "cuda" and len(batch) > 10:
             torch.empty(2**50, dtype=torch.uint8, device="cuda")  # a true out-of-memory error
-        return compute(plan, device, batch)
+        return compute(plan, device, known, batch)
 
     monkeypatch.setattr(solve, "_solve", limited)
     assert largest_gap("arithmetic", inputs, tmp_path, rank=4) <= 1e-6
