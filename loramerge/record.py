@@ -37,13 +37,14 @@ class Canonical(msgspec.Struct, frozen=True):
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """One input: its name without directories, what its files hold, and how it was made.
 
-    `reference` is where on the Hub it is, at which `revision`; `config_sha256` covers its
-    adapter_config.json as sorted JSON without spaces.
+    `layout` is the one it was read in; `reference` is where on the Hub it is, at which `revision`;
+    `config_sha256` covers its adapter_config.json as sorted JSON without spaces.
     """
 
     name: str
     sha256: str
     bytes: int
+    layout: str | None = None
     config_sha256: str | None = None
     reference: str | None = None
     revision: str | None = None
@@ -70,6 +71,7 @@ def source(adapter: Adapter, sha256: str = UNKNOWN) -> Source:
         name=source_name(adapter),
         sha256=sha256,
         bytes=adapter.source.size,
+        layout=adapter.layout,
         config_sha256=_sha256(config) if adapter.config else None,
         reference=adapter.origin.uri if adapter.origin else None,
         revision=adapter.origin.revision if adapter.origin else None,

@@ -161,7 +161,7 @@ class _Search:
     def _one(self, source: Source, alpha: float | None) -> Adapter | _Tree | None:
         drifts: list[str] = []
         for path in dict.fromkeys(self._candidates(source)):
-            adapter = _opened(str(path), alpha)
+            adapter = _opened(str(path), alpha, source.layout)
             if adapter is None:
                 continue
             if (sha256 := file_sha256(adapter.source)) != source.sha256:
@@ -174,7 +174,7 @@ class _Search:
             else:
                 return adapter
         if source.reference is not None:
-            return open_adapter(source.reference, alpha)
+            return open_adapter(source.reference, alpha, named=source.layout)
         if source.made is not None:
             return self.located(source.made)
         gone = f"{source.name} (sha256 {source.sha256}) is not there"
@@ -193,9 +193,9 @@ class _Search:
                         yield file
 
 
-def _opened(reference: str, alpha: float | None) -> Adapter | None:
+def _opened(reference: str, alpha: float | None, layout: str | None) -> Adapter | None:
     """An adapter, where a path is one."""
     try:
-        return open_adapter(reference, alpha)
+        return open_adapter(reference, alpha, named=layout)
     except LoramergeError:
         return None

@@ -118,6 +118,14 @@ def test_an_alpha_that_was_stated_is_stated_again(here: Path, rng: np.random.Gen
     assert typed("reproduce", "out").code == 0
 
 
+def test_the_layout_that_a_source_was_read_in_is_recorded(here: Path) -> None:
+    result, _ = lm.squeeze(lm.load("a", layout="peft"), rank=2)
+    result.save("out")
+    facts = json.loads((here / "out" / "loramerge.json").read_text())
+    assert facts["sources"][0]["layout"] == "peft"
+    assert typed("reproduce", "out").code == 0
+
+
 def test_nothing_is_kept_unless_asked_for(here: Path) -> None:
     typed("run", "r.yaml", "-o", "out")
     before = sorted(here.iterdir())
