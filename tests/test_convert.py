@@ -183,3 +183,13 @@ def test_the_layout_that_is_named_counts_and_must_explain_every_key(
     path = write_kohya(Path("k.safetensors"), {"lora_unet_x": (*pair(2), 1.0)})
     assert loramerge.load(path).layout == "kohya"
     assert loramerge.load(path, layout="lycoris").layout == "lycoris"
+
+
+def test_what_a_layout_cannot_say_of_a_module_is_refused_and_nothing_is_left(
+    tmp_path: Path,
+) -> None:
+    path = write_peft(tmp_path / "a", {"x.q": pair(2), "embed": pair(2)}, embeddings=("embed",))
+    plan = plan_conversion(open_adapter(str(path)), "mlx", str(tmp_path / "b"))
+    with pytest.raises(IncompatibleError, match="mlx cannot say what 1 of 2 modules are: embed"):
+        convert(plan)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
