@@ -165,6 +165,7 @@ ROWS: list[Row] = [
     *merges("star"),
     *merges("wudi"),
     *merges("ctm", ranks=[16]),
+    *merges("decorrelate", {(16, PAPER): Bar(0.69)}),
     *merges(
         "cluster",
         {(None, PAPER): Bar(0.35, 0.04)},

@@ -186,3 +186,18 @@ def test_evaluate_prints_the_base_and_each_adapter_given(bench, capsys):
     assert np.isclose(exact["own adapters"], 1, atol=0.05)
     assert exact["base"] == 0
     assert exact[next(name for name in exact if name.endswith("joint8_r32"))] > 0.9
+
+
+def test_fresh_adapters_are_trained_once_and_methods_compared_on_them(
+    bench: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh = importlib.import_module("fresh")
+    few = ["--kinds", "separate", "--methods", "arithmetic", "decorrelate", "--n", "4"]
+    words = ["--out", str(tmp_path), *few, "--counts", "8", "--training", *TINY]
+    fresh.main(words)
+    printed = capsys.readouterr().out
+    assert "training 8 adapters" in printed
+    assert "decorrelate against arithmetic, adapters merged: 8" in printed
+    assert "adapters merged: 4 copies" in printed
+    fresh.main(words)
+    assert "training" not in capsys.readouterr().out

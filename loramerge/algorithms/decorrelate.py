@@ -9,7 +9,7 @@ from loramerge.linalg.factors import concat, inner_products, scale
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
-from loramerge.registry import merger
+from loramerge.registry import Score, merger
 
 # What is left of parts that cancel is rounding below this share of their squared norms.
 CANCELLED = 1e-10
@@ -55,6 +55,7 @@ class Agreement(NamedTuple):
     scale="paper",
     place="thin",
     cost="one-shot",
+    score=Score(0.701, "decorrelate --rank 16 --scale paper"),
     siblings=True,
 )
 def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
