@@ -83,10 +83,12 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     module's own update and a pseudo-inverse, which collapses where adapters share their initial A.
     Everything is computed from factors: n x n matrices are never formed (Woodbury).
 
-    What to expect. Made for many adapters of different tasks and an output of one adapter's rank.
-    Measured in docs/decorrelate.md, with what did not work: ahead of `tsv` by .05 and more on
-    average on tasks that no constant was chosen on, not on every task. Modules are known as readers
-    of one input by their names; where names say nothing, each stands alone, at a cost of about .02.
+    What to expect. Made for many adapters of different tasks and an output of one adapter's rank:
+    eight into rank 16 score .69 on average over four kinds of training (`tsv` .57), and .03 to .12
+    more than `tsv` on tasks that nothing was chosen on. Two unrelated adapters gain nothing on
+    average. Single tasks pay: docs/decorrelate.md has the table, and what did not work. Modules are
+    known as readers of one input by their names; where names say nothing each stands alone, which
+    costs .05.
     """
     agreement = _agreement(updates)
     inputs = [_inputs(updates, t) for t in range(len(updates.factors))]
