@@ -51,7 +51,7 @@ class Agreement(NamedTuple):
     "decorrelate",
     paper="ours",
     options=DecorrelateOptions,
-    example="loramerge decorrelate a b c --rank 16",
+    example="loramerge decorrelate a b --rank 16",
     scale="paper",
     place="thin",
     cost="one-shot",
