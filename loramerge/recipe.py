@@ -25,11 +25,12 @@ __all__ = ["Named", "Recipe", "find", "fixed", "flags", "make_recipe", "options_
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """One input as the user named it: reference, weight, and --alpha where one was given."""
+    """One input as the user named it: reference, weight, and --alpha and --from where given."""
 
     reference: str
     weight: float = 1.0
     alpha: float | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

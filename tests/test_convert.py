@@ -178,6 +178,8 @@ def test_the_layout_that_is_named_counts_and_must_explain_every_key(
     done = typed("convert", "a", "--to", "mlx", "--from", "kohya")
     assert (done.code, done.out) == (1, "")
     assert "not in the kohya layout, which does not explain base_model.model.x.q" in done.err
+    assert "not in the kohya layout" in typed("inspect", "a", "--from", "kohya").err
+    assert typed("inspect", "a", "--from", "peft").code == 0
     with pytest.raises(UsageError, match="no layout 'koya'"):
         loramerge.load("a", layout="koya")
     path = write_kohya(Path("k.safetensors"), {"lora_unet_x": (*pair(2), 1.0)})

@@ -215,7 +215,7 @@ def opened(named: list[Named], *, look: bool = False) -> list["Adapter"]:
 
     def one(given: Named) -> Adapter | LoramergeError:
         try:
-            return open_adapter(given.reference, given.alpha, look=look)
+            return open_adapter(given.reference, given.alpha, look=look, named=given.layout)
         except LoramergeError as error:
             return error
 

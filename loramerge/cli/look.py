@@ -30,12 +30,12 @@ def _echo(facts: dict[str, Any]) -> None:
     echo_json(facts)
 
 
-def inspect(adapters: tuple[str, ...], modules: bool, json: bool) -> None:
+def inspect(adapters: tuple[str, ...], layout: str | None, modules: bool, json: bool) -> None:
     """Show the identity card of adapters: layout, base, ranks, scale, dtypes."""
     from loramerge.cli.jobs import opened
     from loramerge.recipe import Named
 
-    found = opened([Named(reference) for reference in adapters], look=True)
+    found = opened([Named(reference, layout=layout) for reference in adapters], look=True)
     cards = [card(one, modules) for one in found]
     if json:
         _echo(cards[0] if len(cards) == 1 else {"adapters": cards})
@@ -230,6 +230,11 @@ COMMANDS: dict[str, click.Command] = {
         "loramerge inspect my-adapter",
         click.Argument(
             ["adapters"], nargs=-1, required=True, type=click.Path(), metavar="ADAPTER..."
+        ),
+        Flag(
+            ["layout", "--from"],
+            metavar="LAYOUT",
+            help="The layout of the adapters.  [default: told from their keys]",
         ),
         Flag(["modules", "--modules"], is_flag=True, help="List every module."),
     ),
