@@ -8,7 +8,7 @@ from pathlib import Path
 from loramerge.adapter import Adapter, source_name
 from loramerge.card import card
 from loramerge.engine import run
-from loramerge.errors import OutputError
+from loramerge.errors import HubError, OutputError
 from loramerge.events import Listener, silent
 from loramerge.io._hub import fetch
 from loramerge.io._open import layout
@@ -112,10 +112,21 @@ def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Re
     """Compute a plan into an empty directory, with the files that belong beside the weights."""
     single = name.endswith(".safetensors")
     report = run(plan, directory / (name if single else plan.layout.weights), listen)
+    _check_sources(report)
     if not single:
         for companion, content in companions(report).items():
             (directory / companion).write_bytes(content)
     return report
+
+
+def _check_sources(report: Report) -> None:
+    """Raise HubError where what was read is not the file that the Hub has."""
+    for adapter, digest in zip(report.plan.adapters, report.sources_sha256, strict=True):
+        if adapter.origin and adapter.origin.sha256 not in (None, digest):
+            raise HubError(
+                f"{adapter.reference}: the downloaded file is not the one on the Hub.",
+                "remove it from the Hub's cache (hf cache rm) and type it again",
+            )
 
 
 def companions(report: Report) -> dict[str, bytes]:

@@ -244,3 +244,15 @@ def test_the_environment_of_the_client_is_honoured_in_a_process_of_its_own(
     assert (online.returncode, online.stdout, online.stderr) == (0, "x-r2\n", "")
     assert list((tmp_path / "home" / "hub").glob("**/snapshots/*/adapter_model.safetensors"))
     assert run(HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9").returncode == 0
+
+
+def test_a_download_that_is_not_the_file_of_the_hub_is_refused(
+    hub: Hub, adapter: dict[str, bytes], here: Path, tmp_path: Path
+) -> None:
+    hub.create("me/x", adapter)
+    assert typed("squeeze", "me/x", "-r", "2").code == 0
+    (link,) = (tmp_path / "cache").glob("**/snapshots/*/adapter_model.safetensors")
+    link.resolve().write_bytes(weights(adapter)[:-4] + bytes(4))
+    done = typed("squeeze", "me/x", "-r", "2", "-o", "again")
+    assert done.lines[0] == "error: me/x: the downloaded file is not the one on the Hub."
+    assert (done.code, tree(here / "x-r2") != [], (here / "again").exists()) == (1, True, False)
