@@ -34,6 +34,9 @@ def fair(updates: Updates, options: FairOptions) -> LowRank:
     of each column of B positive, so that the result does not depend on how a file splits its
     update. Lower ranks are padded with zeros. Cutting the sum is never further from it (`arithmetic
     --rank`).
+
+    What to expect. Little: eight adapters in one of rank 16 score .18 exact match on the validation
+    split, the sum .53.
     """
     terms = [
         _double(in_gauge(factor, scaling, "svd"))

@@ -29,7 +29,7 @@ class RobustOptions(Options, frozen=True):
     options=RobustOptions,
     example="loramerge robust a b --density 0.3",
     scale="auto",
-    cost="one-shot",
+    cost="iterative",
 )
 def robust(updates: Updates, options: RobustOptions) -> LowRank:
     """Prune both factors, scale each row for what it lost, merge A and B apart (RobustMerge).
@@ -42,6 +42,9 @@ def robust(updates: Updates, options: RobustOptions) -> LowRank:
     of the svd gauge, so that the result does not depend on how a file splits its update. Lower
     ranks are padded with zeros; weights go to both factors as sqrt|w|, their sign to B. What A and
     B of different adapters make of each other (cross terms) remains, as in the paper.
+
+    What to expect. Little: eight adapters in one of rank 16 score .13 exact match on the validation
+    split, the sum .53.
     """
     terms, scales = [], []
     for factor, weight, scaling in zip(
