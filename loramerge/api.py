@@ -188,5 +188,9 @@ def _line(option: Option) -> str:
     limits = f", {option.limits}" if option.limits else ""
     text = f"{option.name} ({option.values}{limits}; default {option.default!r})"
     return textwrap.fill(
-        f"{text}: {option.description}", 92, initial_indent="  ", subsequent_indent="      "
+        f"{text}: {option.description}",
+        92,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_on_hyphens=False,
     )

@@ -111,25 +111,3 @@ def test_squeeze_halves_a_published_adapter(
     done = typed("squeeze", SHARED / name, "--rank", "4", "-q")
     assert (done.code, done.out, done.err) == (0, f"{name}-r4\n", "")
     assert ranks(tmp_path / f"{name}-r4" / "adapter_model.safetensors") == {4}
-
-
-@needs_shared
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        ("cloneofsimo-analog-r4-fp16", "cloneofsimo"),
-        ("cloneofsimo-disney-inpaint-mixed-dtype", "cloneofsimo"),
-        ("cloneofsimo-disney-r1-ti", "cloneofsimo"),
-        ("mlx-qwen05b-it100", "MLX"),
-        ("samvit-r2", "SAM-LoRA"),
-        ("samvit-r4-zeroB", "SAM-LoRA"),
-        ("samvit-r16", "SAM-LoRA"),
-    ],
-)
-def test_other_published_files_are_refused_by_the_name_of_their_layout(
-    name: str, layout: str
-) -> None:
-    done = typed("squeeze", SHARED / name, "--rank", "1")
-    assert (done.code, done.out) == (1, "")
-    assert f"is in the {layout} layout, which loramerge does not read yet" in done.err
-    assert done.lines[1].startswith("hint: ")
