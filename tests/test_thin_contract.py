@@ -32,6 +32,8 @@ NOT_THE_ADAPTER_ALONE = {
 LEAPS = {
     ("iso", "directions=task", relation): "it counts directions by the numerical rank of the sum"
     for relation in ("shared A", "shared B", "two checkpoints")
+} | {
+    ("decorrelate", "", "shared A"): "inputs that are nearly the same are told apart, by 1.1e-2",
 }
 
 

@@ -65,8 +65,8 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     sum_t tr((W - dW_t) G_t (W - dW_t)^T) over W, G_t the covariance of task t's inputs. No inputs
     are at hand, but training leaves their trace: dW_t is a sum of gradients times inputs, so
     dW_t^T dW_t is large where inputs are. With G_t = mean_j dW_tj^T dW_tj / ||dW_tj||^2 over the
-    modules j of adapter t that read the same input (q, k, v; gate, up; any other module alone)
-        W = (sum_t w_t dW_t G_t) (H + ridge tr(H)/n I)^-1,  H = sum_t G_t.
+    modules j of adapter t that read the same input (q, k, v; gate, up; any other module alone),
+    W = (sum_t w_t dW_t G_t) (H + ridge tr(H)/n I)^-1,  H = sum_t G_t.
     So each update keeps its B and gets another A: what several updates listen to is shared out,
     what one alone listens to stays its own. Then the leading singular values (as many as an input
     has ranks on average) are raised to the power `flatten`, which keeps the directions of quiet
