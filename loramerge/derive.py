@@ -232,13 +232,15 @@ def rebased(adapter: Adapter, initial: Adapter) -> Adapter:
         )
 
     def both(source: TensorSource, module: Module) -> LowRank:
-        one, two = adapter.read(module.name), initial.read(module.name)
-        return LowRank(A=np.concatenate([one.A, two.A]), B=np.concatenate([one.B, -two.B], axis=1))
+        own, start = adapter.modules[module.name], initial.modules[module.name]
+        one, two = own.form(source, own), start.form(initial.source, start)
+        share = start.scaling / own.scaling
+        return LowRank(
+            A=np.concatenate([one.A, two.A]), B=np.concatenate([one.B, two.B * -share], axis=1)
+        )
 
     modules = {
-        name: replace(
-            module, rank=module.rank + initial.modules[name].rank, scaling=1.0, form=both, gates=()
-        )
+        name: replace(module, rank=module.rank + initial.modules[name].rank, form=both)
         for name, module in adapter.modules.items()
     }
     kept = tuple(v for v in adapter.variants if not v.name.endswith(REBASED))

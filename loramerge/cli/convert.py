@@ -18,6 +18,7 @@ def convert(
     to: str,
     layout: str | None,
     alpha: float | None,
+    initial: str | None,
     extras: str,
     out: str | None,
     force: bool,
@@ -30,16 +31,23 @@ def convert(
     float32, once, and the report says so. What the layout has no place for (heads, biases, token
     rows) is refused by name, or left out with --extras drop. The file is read back and must hold
     the same modules and scales.
+
+    PiSSA, OLoRA, CorDA and LoRA-GA change their base when training starts. With --initial, the
+    adapter as it was saved before training, the result is a plain LoRA against the true base,
+    exactly, at twice the rank (squeeze it).
     """
     from loramerge.cli import ui
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.conversion import plan_conversion
     from loramerge.convert import convert as converted
+    from loramerge.derive import rebased
     from loramerge.io._open import open_adapter
 
     own_process()
     source = open_adapter(adapter, alpha, named=layout)
+    if initial is not None:
+        source = rebased(source, open_adapter(initial, alpha))
     plan = plan_conversion(source, to, out, extras=extras, force=force)
     with progress(quiet) as listen:
         done = converted(plan, listen)
@@ -90,6 +98,12 @@ COMMANDS: dict[str, click.Command] = {
                 type=float,
                 metavar="X",
                 help="lora_alpha, for a bare file that does not say it.",
+            ),
+            Flag(
+                ["initial", "--initial"],
+                type=click.Path(),
+                metavar="ADAPTER",
+                help="The adapter before it was trained, where its start changed the base (PiSSA).",
             ),
             Flag(
                 ["extras", "--extras"],

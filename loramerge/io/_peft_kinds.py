@@ -132,8 +132,7 @@ def _inits(config: Mapping[str, Any]) -> Iterator[Variant]:
         yield Variant(
             f"{shown(init)} initialisation",
             "its factors stand against a base model that was changed at the start of training",
-            "save it again in PEFT: model.save_pretrained(..., "
-            "path_initial_model_for_weight_conversion=...)",
+            "make plain LoRA of it: loramerge convert ADAPTER --initial BEFORE_TRAINING --to peft",
         )
     elif init.lower() == "loftq":
         yield Variant(

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loramerge.derive import rebased
 from loramerge.errors import IncompatibleError
 from loramerge.io._open import open_adapter
+from tests.typed import typed
 
 
 class Model(nn.Module):
@@ -47,6 +48,31 @@ def test_the_update_relative_to_the_true_base_is_that_of_peft(init: str, tmp_pat
         wanted = after[f"{name}.weight"].numpy() - before[f"{name}.weight"]
         # PEFT takes the start out of the base and adds it again, in float32
         np.testing.assert_allclose(update.B @ update.A, wanted, atol=2e-6)
+
+
+def test_convert_writes_the_plain_adapter_that_peft_computes_the_same_with(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["q", "v"], init_lora_weights="pissa")
+    base = Model()
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    model = get_peft_model(base, config)
+    model.save_pretrained(tmp_path / "initial")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) / 10
+    model.save_pretrained(tmp_path / "trained")
+    refused = typed("cat", tmp_path / "trained", "-o", tmp_path / "no")
+    assert refused.code == 1
+    assert "--initial" in refused.err
+    words = ("--initial", tmp_path / "initial", "--to", "peft", "-o", tmp_path / "plain")
+    done = typed("convert", tmp_path / "trained", *words)
+    assert done.code == 0, done.err
+    after = model.merge_and_unload().state_dict()
+    fresh = Model()
+    fresh.load_state_dict(before)
+    plain = PeftModel.from_pretrained(fresh, tmp_path / "plain").merge_and_unload().state_dict()
+    for name, weight in after.items():
+        torch.testing.assert_close(plain[name], weight, rtol=0, atol=2e-6)
 
 
 def test_a_start_of_other_modules_is_refused(tmp_path: Path) -> None:
