@@ -52,6 +52,8 @@ quality: $(TOOLS)
 # Peers whose requirements are not ours lie in a folder of their own, seen by these tests alone.
 consumers: $(TOOLS)
 	pip install --quiet --upgrade --no-deps --target .consumers mergekit immutables
+	test -x .consumers/olah/bin/olah-cli || $(PYTHON) -m venv .consumers/olah
+	.consumers/olah/bin/pip install --quiet olah
 	PYTHONPATH=.consumers pytest tests/oracle tests/consumers
 
 clean:
