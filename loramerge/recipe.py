@@ -16,7 +16,7 @@ from loramerge.errors import UsageError
 from loramerge.linalg.ranks import Criterion
 from loramerge.linalg.scales import ScaleName
 from loramerge.options import Option, Options, build, describe
-from loramerge.registry import Method, Preset, method, methods
+from loramerge.registry import Method, Preset, method, method_names, methods
 from loramerge.settings import BOUNDS, REFINEMENTS, RULES, MergeSettings, Settings
 from loramerge.weights import Weights, check_places, module_weight
 
@@ -96,6 +96,8 @@ class Recipe:
 
 def find(name: str) -> tuple[Method, Preset | None]:
     """A method by its name or by the name of one of its presets."""
+    if name in method_names():
+        return method(name), None
     for found in methods().values():
         for preset in found.presets:
             if preset.name == name:

@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "merger",
     "method",
+    "method_names",
     "methods",
     "never",
 ]
@@ -257,16 +258,24 @@ def _registering(describe: Callable[[Rule], Method]) -> Callable[[AnyRule], AnyR
 
 
 @cache
+def method_names() -> tuple[str, ...]:
+    """Every method by name, without importing one; a file is called after its method."""
+    return _public_modules("loramerge.algorithms")
+
+
+@cache
 def methods() -> dict[str, Method]:
     """Every method by name, sorted; found by file name in `loramerge/algorithms`."""
-    for name in _public_modules("loramerge.algorithms"):
+    for name in method_names():
         importlib.import_module(f"loramerge.algorithms.{name}")
     return dict(sorted(_registered.items()))
 
 
 def method(name: str) -> Method:
     """One method. Raises UsageError with the closest name when there is none."""
-    found = methods().get(name)
+    if name in method_names():  # one file is imported, not all: it starts faster
+        importlib.import_module(f"loramerge.algorithms.{name}")
+    found = _registered.get(name)
     if found is None:
         close = did_you_mean(name, methods())
         raise UsageError(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from loramerge.cli.verify import PROGRAMS, VLLM_MAX_RANK
 from loramerge.consumers import CONSUMERS, DEFAULT_MAX_RANK
 from loramerge.io._open import open_adapter
 from tests.build import write_peft
@@ -177,6 +178,11 @@ def test_every_program_is_in_the_json(tmp_path: Path) -> None:
     assert set(facts["consumers"]) == EVERY
     assert facts["modules"] == 2
     assert facts["tensors"] == 4
+
+
+def test_help_names_every_program_and_vllms_own_rank() -> None:
+    assert tuple(CONSUMERS) == PROGRAMS
+    assert VLLM_MAX_RANK == DEFAULT_MAX_RANK
 
 
 def test_an_unknown_program_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """One command, or None."""
         from loramerge.cli.methods import command
+        from loramerge.registry import method_names
 
+        if name in method_names():
+            return command(name)
         for found in written().values():
             if name in found:
                 return found[name]
@@ -58,9 +61,9 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of a command line. Raises UsageError with the closest name for none."""
         name = args[0]
-        known = self.list_commands(ctx)
-        if name.startswith("-") or name in known or ctx.resilient_parsing:
+        if name.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, name):
             return super().resolve_command(ctx, args)
+        known = self.list_commands(ctx)
         close = ELSEWHERE.get(name) or did_you_mean(name, known)
         raise UsageError(
             f"There is no command '{name}'.",

@@ -9,15 +9,18 @@ import click
 
 from loramerge.cli.flags import Command, Flag
 from loramerge.cli.terminal import Row, print_rows
-from loramerge.consumers import CONSUMERS, DEFAULT_MAX_RANK, Verdict
 from loramerge.errors import GateError, UsageError, listed
 from loramerge.options import did_you_mean
 
 if TYPE_CHECKING:
     from loramerge.adapter import Adapter
+    from loramerge.consumers import Verdict
 
 __all__ = ["COMMANDS"]
 
+# The programs of loramerge.consumers, named here so that help starts without it.
+PROGRAMS = ("peft", "transformers", "vllm", "sglang", "llama.cpp", "ollama", "mlx", "diffusers")
+VLLM_MAX_RANK = 16
 # A difference up to this many roundings of the stored dtype is rounding.
 SLACK = 4
 
@@ -39,6 +42,7 @@ def verify(
     """
     from loramerge.cli.jobs import opened
     from loramerge.cli.ui import echo_json
+    from loramerge.consumers import CONSUMERS
     from loramerge.recipe import Named
 
     asked = _asked(consumers)
@@ -72,11 +76,11 @@ def verify(
 def _asked(consumers: str | None) -> list[str]:
     names = [name.strip() for name in consumers.split(",")] if consumers else []
     for name in names:
-        if name not in CONSUMERS:
-            close = did_you_mean(name, CONSUMERS)
+        if name not in PROGRAMS:
+            close = did_you_mean(name, PROGRAMS)
             raise UsageError(
                 f"verify: --for knows no '{name}'.",
-                f"did you mean '{close}'?" if close else f"one of: {', '.join(CONSUMERS)}",
+                f"did you mean '{close}'?" if close else f"one of: {', '.join(PROGRAMS)}",
             )
     return names
 
@@ -119,7 +123,7 @@ def _rows(
     typed: str,
     broken: list[str],
     hashes: bool | None,
-    verdicts: dict[str, Verdict],
+    verdicts: dict[str, "Verdict"],
     gap: float | None,
 ) -> list[Row]:
     tensors = {key for module in adapter.modules.values() for key in module.keys.values()}
@@ -153,12 +157,12 @@ COMMANDS: dict[str, click.Command] = {
             Flag(
                 ["consumers", "--for"],
                 metavar="NAMES",
-                help=f"Programs that must load it right, with commas: {', '.join(CONSUMERS)}.",
+                help=f"Programs that must load it right, with commas: {', '.join(PROGRAMS)}.",
             ),
             Flag(
                 ["max_rank", "--max-rank"],
                 type=click.IntRange(min=1),
-                default=DEFAULT_MAX_RANK,
+                default=VLLM_MAX_RANK,
                 metavar="N",
                 help="The largest rank the server takes.  [default: 16, vLLM's own]",
             ),
