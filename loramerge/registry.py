@@ -20,7 +20,6 @@ __all__ = [
     "Preset",
     "Score",
     "Sweep",
-    "always",
     "compressor",
     "layout_names",
     "load",
@@ -28,7 +27,6 @@ __all__ = [
     "method",
     "method_names",
     "methods",
-    "never",
 ]
 
 Rule: TypeAlias = Callable[[Updates, Any], LowRank | Spectrum]
@@ -259,7 +257,7 @@ def _registering(describe: Callable[[Rule], Method]) -> Callable[[AnyRule], AnyR
 
 @cache
 def method_names() -> tuple[str, ...]:
-    """Every method by name, without importing one; a file is called after its method."""
+    """Every method by name, without importing one."""
     return _public_modules("loramerge.algorithms")
 
 

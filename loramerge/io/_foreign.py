@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loramerge.io._pipeline import PREFIXED
 
-__all__ = ["FOREIGN", "Foreign", "recognise"]
+__all__ = ["FOREIGN", "Foreign", "recognise", "samples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,12 @@ FOREIGN = (
 
 def recognise(keys: Iterable[str]) -> Foreign | None:
     """The first foreign layout one of the keys gives away."""
-    # A few forms per file, however many layers it has.
-    forms = {re.sub(r"(?<=[._:])\d+(?=[._:]|$)", "0", key) for key in keys}
     for foreign in FOREIGN:
-        if any(foreign.pattern.fullmatch(form) for form in forms):
+        if any(foreign.pattern.fullmatch(key) for key in keys):
             return foreign
     return None
+
+
+def samples(keys: Iterable[str]) -> list[str]:
+    """One key of each form: a few per file, however many layers it has."""
+    return list({re.sub(r"(?<=[._:])\d+(?=[._:]|$)", "0", key): key for key in keys}.values())

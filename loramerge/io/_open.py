@@ -9,7 +9,7 @@ from typing import Any
 from loramerge.adapter import Adapter
 from loramerge.errors import AdapterError, UsageError, listed
 from loramerge.io._disk import find_on_disk
-from loramerge.io._foreign import recognise
+from loramerge.io._foreign import recognise, samples
 from loramerge.io._hub import find_on_hub
 from loramerge.io._layout import Given, Layout
 from loramerge.io._reference import hub_reference
@@ -87,22 +87,24 @@ def _named(name: str, source: Source, reference: str) -> Layout:
 
 def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) -> Layout:
     """The one layout that explains every key; `config` is the file's own."""
+    keys = samples(source.tensors)
     for found in layouts():
-        if any(found.marks(key) for key in source.tensors):
+        if any(found.marks(key) for key in keys):
             return found
     if config is not None and config.get("peft_type", "LORA") != "LORA":
         return layout("peft")  # which refuses it by its type
-    if foreign := recognise(source.tensors):
+    if foreign := recognise(keys):
         raise AdapterError(
             f"{reference} is in the {foreign.name} layout, which loramerge does not read yet.",
             foreign.hint,
         )
     unexplained = {
-        found.name: [key for key in source.tensors if not found.explains(key)]
+        found.name: sum(not found.explains(key) for key in keys)
         for found in layouts()
         if not found.marked
     }
-    name, left = min(unexplained.items(), key=lambda item: len(item[1]))
+    name = min(unexplained, key=lambda name: unexplained[name])
+    left = [key for key in source.tensors if not layout(name).explains(key)]
     if not left:
         return layout(name)
     if len(left) == len(source.tensors):
