@@ -287,7 +287,7 @@ def test_a_killed_run_leaves_nothing_at_the_output_and_the_next_one_succeeds(
 def test_an_interrupted_run_leaves_nothing_at_all(tmp_path: Path) -> None:
     large(tmp_path / "a")
     slow = KILLED.replace(
-        "os.kill(os.getpid(), signal.SIGKILL)", "open('slow', 'w'); __import__('time').sleep(0.5)"
+        "os.kill(os.getpid(), signal.SIGKILL)", "open('slow', 'w'); __import__('time').sleep(2)"
     )
     words = ["squeeze", "a", "-r", "32", "-o", "out"]
     run = subprocess.Popen([sys.executable, "-c", slow, *words], cwd=tmp_path)
