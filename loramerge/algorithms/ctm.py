@@ -63,7 +63,8 @@ def ctm(updates: Updates, options: CtmOptions) -> Spectrum:
     (--beta). Then O_t = U^T w_t dW_t V are merged entry by entry by --rule, and U O V^T is the
     result: nothing is cut after the merge. Where r reaches sum_t r_t nothing is lost.
 
-    Where it differs. The paper iterates to a tolerance, at most 1000 rounds; we do ten. The axes are the eigenvectors of the last round, in falling order.
+    Where it differs. The paper iterates to a tolerance, at most 1000 rounds; we do ten. The
+    axes are the eigenvectors of the last round, in falling order.
 
     What to expect. Eight adapters in one of rank 16 score .51, below the sum cut to that rank (.53)
     and TIES in core space (.56).
