@@ -68,7 +68,8 @@ def refused(*words: str | Path, code: int = 2) -> Typed:
         # counts that do not fit
         ("cluster a b -w 1", "1 weight for 2 adapters", "one -w for each"),
         ("cluster a b -w 1 -w 1 -w 1", "3 weights for 2 adapters", "one -w for each"),
-        ("cluster a b c --alpha 1 --alpha 2", "2 alphas for 3 adapters", "one --alpha for all"),
+        ("cluster a b c --alpha 1 --alpha 2", "2 --alpha for 3 adapters", "one --alpha for all"),
+        ("cluster a b c --from peft --from mlx", "2 --from for 3 adapters", "one --from for all"),
         ("squeeze a b -r 2", "takes one adapter, or several with --out-dir", "a b -r 2 --out-dir"),
         ("squeeze a -r 2 -o x --out-dir y", "only one of --out and --out-dir", "leave one out"),
         ("squeeze a ./a -r 2 --out-dir y", "several results would be written to", "one by one"),

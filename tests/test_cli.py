@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loramerge.cli import cli, ui
-from loramerge.cli.flags import Command, variable
+from loramerge.cli.command import Command, variable
 from loramerge.compute import FLOOR, encode
 from loramerge.io._source import decode
 from tests.build import write_peft

@@ -7,8 +7,8 @@ import click
 import pytest
 from safetensors.torch import load_file, save_file
 
-from loramerge.cli import cli, written
-from loramerge.cli.flags import Command
+from loramerge.cli import cli, flags, written
+from loramerge.cli.command import Command, Flag
 from loramerge.recipe import find
 from tests.typed import bare, shell, typed
 
@@ -16,6 +16,9 @@ BASE = Path(__file__).parents[1] / "fixtures" / "testbed" / "base"
 CONTEXT = cli.make_context("loramerge", ["--help"], resilient_parsing=True)
 NAMES = cli.list_commands(CONTEXT)
 WRITTEN = {name for commands in written().values() for name in commands}
+SHARED = {max(one.opts, key=len): one for one in vars(flags).values() if isinstance(one, Flag)}
+# Where a command says of a shared flag what it means there.
+SAID = {("reproduce", "--out"), ("reproduce", "--device"), ("split", "--out-dir")}
 RECIPE = """
 steps:
 - {name: merged, method: cat, adapters: [a, b]}
@@ -118,6 +121,17 @@ def test_every_option_says_what_it_does_and_stands_on_its_page(name: str) -> Non
             assert param.help
             assert param.help[0] not in " [", f"{param.name} has no sentence"
             assert any(max(param.opts, key=len) in line[:40] for line in lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flag_is_the_same_in_every_command_that_takes_it(name: str) -> None:
+    for param in command(name).params:
+        flag = max(param.opts, key=len)
+        if isinstance(param, Flag) and flag in SHARED:
+            same = ("opts", "metavar", "multiple", "is_flag", "group")
+            same = same if (name, flag) in SAID else (*same, "help")
+            theirs = [getattr(SHARED[flag], fact) for fact in same]
+            assert [getattr(param, fact) for fact in same] == theirs, flag
 
 
 @pytest.mark.parametrize("name", NAMES)

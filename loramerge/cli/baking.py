@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import ADAPTER, ALPHA, FORCE, FROM, OUT, SAVE_DTYPE, SHOWN, path
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import UsageError
 
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
-SAVED = ["auto", "float32", "float16", "bfloat16"]
 
-
-def bake(adapter: str, base: str, rank: int | None, alpha: float | None, **wishes: Any) -> None:
+def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     """Add an adapter to its base model: full weights, shard by shard, in the base's own dtypes.
 
     With --rank the result is an adapter instead: the best plain LoRA of that rank for what a DoRA
@@ -28,23 +27,29 @@ def bake(adapter: str, base: str, rank: int | None, alpha: float | None, **wishe
     weights are codes, to which no update can be added.
     """
     from loramerge.bake import bake as baked
+    from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json, echo_path, in_bytes
     from loramerge.compute import own_process
     from loramerge.derive import undecomposed
     from loramerge.io._checkpoint import open_checkpoint
-    from loramerge.io._open import open_adapter
 
     own_process()
-    opened, model = open_adapter(adapter, alpha), open_checkpoint(base)
+    (source,) = opened(named_adapters([adapter], (), wishes["alpha"], wishes["from_"]))
+    model = open_checkpoint(base)
     if rank is not None:
-        _squeeze(undecomposed(opened, model), rank, f"{_stem(adapter)}-r{rank}", wishes)
+        _squeeze(undecomposed(source, model), rank, f"{_stem(adapter)}-r{rank}", wishes)
         return
+    if wishes["save_dtype"] is not None:
+        raise UsageError(
+            "bake keeps the dtypes of the base; --save-dtype is for an adapter.",
+            "leave it out, or add --rank N",
+        )
     final = Path(wishes["out"] or f"{_stem(adapter)}-baked").expanduser()
     if final.suffix == ".safetensors":
         raise UsageError("bake writes a model's directory, not one file.", "name a directory")
     with progress(wishes["quiet"]) as listen:
-        done = baked(opened, model, final, wishes["force"], listen)
+        done = baked(source, model, final, wishes["force"], listen)
     if wishes["json"]:
         echo_json(
             {
@@ -59,7 +64,7 @@ def bake(adapter: str, base: str, rank: int | None, alpha: float | None, **wishe
         return
     if not wishes["quiet"]:
         replaced = f"; {len(done.replaced)} replaced" if done.replaced else ""
-        changed = f"{done.modules} of {len(opened.modules)} modules added{replaced}"
+        changed = f"{done.modules} of {len(source.modules)} modules added{replaced}"
         print_rows(
             [
                 Row("adapter", adapter),
@@ -102,7 +107,7 @@ def _squeeze(derived: "Adapter", rank: int, name: str, wishes: dict[str, Any]) -
     from loramerge.publish import destination, publish
     from loramerge.recipe import Named, make_recipe
 
-    values = {"rank": rank, "save_dtype": wishes["save_dtype"]}
+    values = {"rank": rank, "save_dtype": wishes["save_dtype"] or "auto"}
     plan = make_plan(make_recipe("squeeze", [Named(derived.reference)], values), [derived])
     final = destination(plan, wishes["out"] or name, wishes["force"])
     shown = ui.Results(batch=False, as_json=wishes["json"], quiet=wishes["quiet"])
@@ -112,51 +117,32 @@ def _squeeze(derived: "Adapter", rank: int, name: str, wishes: dict[str, Any]) -
     shown.close()
 
 
-def _argument(name: str) -> click.Argument:
-    return click.Argument([name], type=click.Path())
-
-
-def _wishes() -> list[Flag]:
-    return [
-        Flag(["out", "-o", "--out"], type=click.Path(), metavar="PATH", help="Output."),
-        Flag(["force", "-f", "--force"], is_flag=True, help="Replace an existing output."),
-        Flag(
-            ["save_dtype", "--save-dtype"],
-            type=click.Choice(SAVED),
-            default="auto",
-            help="Stored dtype of an adapter; auto is that of its source.  [default: auto]",
-        ),
-        Flag(["json", "--json"], is_flag=True, help="Print the report as JSON."),
-        Flag(["quiet", "-q", "--quiet"], is_flag=True, help="Print only the output path."),
-    ]
-
-
+_WRITTEN = (OUT, FORCE, SAVE_DTYPE, *SHOWN)
 COMMANDS: dict[str, click.Command] = {
     "bake": Command(
         "bake",
         callback=bake,
         params=[
-            _argument("adapter"),
+            ADAPTER,
             Flag(
-                ["base", "--base"],
+                "base",
+                "--base",
                 type=click.Path(),
                 required=True,
                 metavar="MODEL",
                 help="Directory of the base model, or one safetensors file.",
             ),
             Flag(
-                ["rank", "-r", "--rank"],
+                "rank",
+                "-r",
+                "--rank",
                 type=click.IntRange(min=1),
                 metavar="N",
                 help="Write a plain LoRA of this rank instead of full weights.",
             ),
-            Flag(
-                ["alpha", "--alpha"],
-                type=float,
-                metavar="X",
-                help="lora_alpha, for a bare file that does not say it.",
-            ),
-            *_wishes(),
+            ALPHA,
+            FROM,
+            *_WRITTEN,
         ],
         help=bake.__doc__,
         short_help="Add an adapter to its base model; make plain LoRA of DoRA.",
@@ -166,16 +152,18 @@ COMMANDS: dict[str, click.Command] = {
         "extract",
         callback=extract,
         params=[
-            _argument("base"),
-            _argument("tuned"),
+            path("base"),
+            path("tuned"),
             Flag(
-                ["rank", "-r", "--rank"],
+                "rank",
+                "-r",
+                "--rank",
                 type=click.IntRange(min=1),
                 required=True,
                 metavar="N",
                 help="Rank of the adapter.",
             ),
-            *_wishes(),
+            *_WRITTEN,
         ],
         help=extract.__doc__,
         short_help="Make an adapter of the difference between two full models.",

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.flags import Command, Flag, flag
+from loramerge.cli.command import Command, Flag, flag
+from loramerge.cli.flags import ADAPTERS, ALPHA, FORCE, FROM, SHOWN, WEIGHT
 from loramerge.options import describe
-from loramerge.settings import INPUT, MERGE, OUTPUT, MergeSettings
+from loramerge.settings import OUTPUT, MergeSettings
 
 if TYPE_CHECKING:
     from loramerge.comparison import Compared
@@ -31,7 +32,7 @@ def compare(**given: Any) -> None:
     and stored there under its name.
     """
     from loramerge.cli import ui
-    from loramerge.cli.jobs import named_adapters, opened
+    from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.cli.terminal import Row, print_rows, print_table
     from loramerge.comparison import compare_methods, recipes
@@ -40,10 +41,10 @@ def compare(**given: Any) -> None:
     from loramerge.publish import destination, publish
 
     own_process()
-    own = ("adapters", "methods", "weight", "alpha", "keep", "force", "json", "quiet")
+    own = ("adapters", "methods", "weight", "alpha", "from_", "keep", "force", "json", "quiet")
     wishes = {key: given.pop(key) for key in own}
     values = {key: value for key, value in given.items() if value is not None and value != ()}
-    inputs = named_adapters(list(wishes["adapters"]), wishes["weight"], wishes["alpha"])
+    inputs = named_adapters(wishes["adapters"], wishes["weight"], wishes["alpha"], wishes["from_"])
     names = [name for name in wishes["methods"].split(",") if name]
     asked = recipes(names, inputs, values)
     adapters = opened(inputs)
@@ -113,50 +114,28 @@ COMMANDS: dict[str, click.Command] = {
         "compare",
         callback=compare,
         params=[
-            click.Argument(["adapters"], nargs=-1, required=True, metavar="ADAPTER..."),
+            ADAPTERS,
             Flag(
-                ["methods", "--methods"],
+                "methods",
+                "--methods",
                 metavar="NAME,NAME,...",
                 default=USUAL,
                 help=f"Methods and presets to try.  [default: {USUAL}]",
             ),
+            WEIGHT,
+            *(flag(option) for option in describe(MergeSettings)),
+            ALPHA,
+            FROM,
             Flag(
-                ["weight", "-w", "--weight"],
-                group=MERGE,
-                type=float,
-                multiple=True,
-                metavar="X",
-                help="Weight of each adapter, in their order; may be negative.  [default: 1 each]",
-            ),
-            *(flag(option, group=MERGE) for option in describe(MergeSettings)),
-            Flag(
-                ["alpha", "--alpha"],
-                group=INPUT,
-                type=float,
-                multiple=True,
-                metavar="X",
-                help="lora_alpha, for bare files that do not say it: once, or once for each.",
-            ),
-            Flag(
-                ["keep", "--keep"],
+                "keep",
+                "--keep",
                 group=OUTPUT,
                 type=click.Path(),
                 metavar="DIR",
                 help="Store each merge in this directory, under the name of its method.",
             ),
-            Flag(
-                ["force", "-f", "--force"],
-                group=OUTPUT,
-                is_flag=True,
-                help="Replace existing outputs.",
-            ),
-            Flag(["json", "--json"], group=OUTPUT, is_flag=True, help="Print JSON."),
-            Flag(
-                ["quiet", "-q", "--quiet"],
-                group=OUTPUT,
-                is_flag=True,
-                help="Print only the table.",
-            ),
+            FORCE,
+            *SHOWN,
         ],
         help=compare.__doc__,
         short_help="Merge by several methods and show them in one table.",

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import ADAPTER, ALPHA, FORCE, FROM, OUT, SHOWN
 from loramerge.cli.terminal import Row, print_rows
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ __all__ = ["COMMANDS"]
 def convert(
     adapter: str,
     to: str,
-    layout: str | None,
-    alpha: float | None,
+    alpha: tuple[float, ...],
+    from_: tuple[str, ...],
     initial: str | None,
     extras: str,
     out: str | None,
@@ -37,17 +38,18 @@ def convert(
     exactly, at twice the rank (squeeze it).
     """
     from loramerge.cli import ui
+    from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.conversion import plan_conversion
     from loramerge.convert import convert as converted
     from loramerge.derive import rebased
-    from loramerge.io._open import open_adapter
 
     own_process()
-    source = open_adapter(adapter, alpha, named=layout)
-    if initial is not None:
-        source = rebased(source, open_adapter(initial, alpha))
+    both = [adapter] if initial is None else [adapter, initial]
+    source, *start = opened(named_adapters(both, (), alpha, from_))
+    if start:
+        source = rebased(source, *start)
     plan = plan_conversion(source, to, out, extras=extras, force=force)
     with progress(quiet) as listen:
         done = converted(plan, listen)
@@ -80,47 +82,34 @@ COMMANDS: dict[str, click.Command] = {
         "convert",
         callback=convert,
         params=[
-            click.Argument(["adapter"], type=click.Path()),
+            ADAPTER,
             Flag(
-                ["to", "--to"],
+                "to",
+                "--to",
                 required=True,
                 metavar="LAYOUT",
                 help="The layout to write: peft, kohya, diffusers, comfy, mlx, ... "
                 "(loramerge layouts).",
             ),
             Flag(
-                ["layout", "--from"],
-                metavar="LAYOUT",
-                help="The layout of the adapter.  [default: told from its keys]",
-            ),
-            Flag(
-                ["alpha", "--alpha"],
-                type=float,
-                metavar="X",
-                help="lora_alpha, for a bare file that does not say it.",
-            ),
-            Flag(
-                ["initial", "--initial"],
+                "initial",
+                "--initial",
                 type=click.Path(),
                 metavar="ADAPTER",
                 help="The adapter before it was trained, where its start changed the base (PiSSA).",
             ),
             Flag(
-                ["extras", "--extras"],
+                "extras",
+                "--extras",
                 type=click.Choice(["error", "drop"]),
                 default="error",
                 help="What happens to tensors that the layout cannot hold.  [default: error]",
             ),
-            Flag(
-                ["out", "-o", "--out"],
-                type=click.Path(),
-                metavar="PATH",
-                help="Output directory, or one file where it ends in .safetensors.  "
-                "[default: a name made of input and layout, here]",
-            ),
-            Flag(["force", "-f", "--force"], is_flag=True, help="Replace an existing output."),
-            Flag(["json", "--json"], is_flag=True, help="Print the report as JSON on stdout."),
-            Flag(["quiet", "-q", "--quiet"], is_flag=True, help="Print only the output path."),
+            ALPHA,
+            FROM,
+            OUT,
+            FORCE,
+            *SHOWN,
         ],
         help=convert.__doc__,
         short_help="Write an adapter in another layout, bit for bit.",

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import ALPHA, FROM, JSON, path
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import GateError, UsageError, listed
 
@@ -17,23 +16,29 @@ __all__ = ["DIFF"]
 SHOWN = 5
 
 
-def diff(a: str, b: str, fail_above: float | None, json: bool) -> None:
+def diff(
+    a: str,
+    b: str,
+    fail_above: float | None,
+    alpha: tuple[float, ...],
+    from_: tuple[str, ...],
+    json: bool,
+) -> None:
     """Compare two adapters module by module: relative Frobenius norm of A - B, cosine, norm ratio.
 
     Numbers are of delta weights, computed from the factors in float64, so that rank, scale, layout
     and factorisation make no difference. A module that one adapter lacks counts as zero there.
     --fail-above makes it a gate: exit code 3 if any module differs by more.
     """
-    from loramerge.cli.jobs import opened
+    from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
     from loramerge.difference import difference
     from loramerge.io._hub import fetch
-    from loramerge.recipe import Named
 
     if fail_above is not None and not fail_above >= 0:
         raise UsageError(f"diff: --fail-above is {fail_above:g}; it must be >= 0.")
-    adapters = opened([Named(a), Named(b)])
+    adapters = opened(named_adapters([a, b], (), alpha, from_))
     with progress(json) as listen:
         fetch(adapters, listen)
     found = difference(*adapters)
@@ -74,14 +79,18 @@ DIFF = Command(
     "diff",
     callback=diff,
     params=[
-        click.Argument(["a"], type=click.Path()),
-        click.Argument(["b"], type=click.Path()),
+        path("a"),
+        path("b"),
         Flag(
-            ["fail_above", "--fail-above"],
+            "fail_above",
+            "--fail-above",
             type=float,
+            metavar="X",
             help="Exit with code 3 if a module's relative difference is larger.",
         ),
-        Flag(["json", "--json"], is_flag=True, help="Print JSON."),
+        ALPHA,
+        FROM,
+        JSON,
     ],
     help=diff.__doc__,
     short_help="Compare two adapters module by module; a gate for scripts.",

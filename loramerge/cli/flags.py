@@ -1,142 +1,128 @@
-"""From declarations to click: values, flags in groups, commands whose help ends with an example."""
-
-import inspect
-import os
-from copy import copy
-from typing import TYPE_CHECKING, Any
+"""The table of arguments and flags that commands share; what only one takes stands with it."""
 
 import click
 
-from loramerge.options import Option
-from loramerge.settings import GROUPS
+from loramerge.cli.command import Flag, flag
+from loramerge.options import describe
+from loramerge.settings import INPUT, MERGE, OUTPUT, Settings
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
+__all__ = [
+    "ADAPTER",
+    "ADAPTERS",
+    "ALPHA",
+    "ANY_ADAPTERS",
+    "DEVICE",
+    "DRY_RUN",
+    "FORCE",
+    "FROM",
+    "JSON",
+    "OUT",
+    "OUT_DIR",
+    "PUSH",
+    "QUIET",
+    "SAVE_DTYPE",
+    "SAVE_RECIPE",
+    "SHOWN",
+    "WEIGHT",
+    "path",
+]
 
-    AnyValue = click.ParamType[object]
-else:
-    AnyValue = click.ParamType  # older versions of click have no type parameter
-
-__all__ = ["Command", "Flag", "Value", "flag", "variable"]
-
-OTHER = "Other"
-PREFIX = "LORAMERGE"
-# Where the sentences begin in help, the same in every group.
-COLUMN = 30
-
-
-class Value(AnyValue):
-    """A number or a word: converted here, judged by the declaration, completed in the shell."""
-
-    def __init__(self, option: Option) -> None:
-        self.option = option
-        self.name = option.values
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        """An int or float where the text is one, else the text."""
-        if not isinstance(value, str) or value in self.option.words:
-            return value
-        for kind in (int, float):
-            try:
-                return kind(value) if self.option.type in (int, float) else value
-            except ValueError:
-                continue
-        return value
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list["CompletionItem"]:
-        """The words this option may be."""
-        from click.shell_completion import CompletionItem
-
-        words = self.option.choices or self.option.words
-        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+_DECLARED = {option.name: option for option in describe(Settings)}
 
 
-class Flag(click.Option):
-    """An option that knows under which heading help lists it."""
-
-    def __init__(self, names: list[str], group: str = OTHER, **attributes: Any) -> None:
-        super().__init__(names, **attributes)
-        self.group = group
+def path(name: str) -> click.Argument:
+    """One path or reference."""
+    return click.Argument([name], type=click.Path(), metavar=name.upper())
 
 
-def flag(option: Option, group: str, hidden: bool = False) -> Flag:
-    """The flag of a declared option; `group` is where a method's own options are listed."""
-    names = [option.name, option.flag, *([option.short] if option.short else [])]
-    if option.type is bool:
-        return Flag(
-            names, group=option.group or group, is_flag=True, default=None, help=option.description
-        )
-    facts = [] if option.default in (None, ()) else [f"default: {option.default}"]
-    facts += [option.limits] if option.limits else []
-    return Flag(
-        names,
-        group=option.group or group,
-        type=Value(option),
-        multiple=option.repeated,
-        default=None,
-        hidden=hidden,
-        help=option.description + (f"  [{'; '.join(facts)}]" if facts else ""),
-        metavar=f"[{option.values}]" if option.choices else option.values,
+def _adapters(required: bool) -> click.Argument:
+    return click.Argument(
+        ["adapters"], nargs=-1, required=required, type=click.Path(), metavar="ADAPTER..."
     )
 
 
-def variable(command: str, option: click.Option) -> str:
-    """The environment variable of an option: LORAMERGE_SQUEEZE_MAX_ERROR."""
-    longest = max(option.opts, key=len)
-    return "_".join([PREFIX, command, longest.lstrip("-")]).replace("-", "_").upper()
-
-
-class Command(click.Command):
-    """A command with grouped options, environment variables, and an example that works."""
-
-    def __init__(self, name: str, *, example: str, **attributes: Any) -> None:
-        super().__init__(name, **attributes)
-        self.example = example
-        self.help = inspect.cleandoc(self.help or "")
-        self.params = [copy(param) for param in self.params]  # flags are shared by commands
-        for param in self.params:
-            if isinstance(param, click.Option):
-                param.envvar = variable(name, param)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; what was typed is kept for hints that repeat it."""
-        ctx.meta["typed"] = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            error.ctx = error.ctx or ctx  # the parser leaves it out; hints name the command
-            raise
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The method's own options first, then the shared groups in their order."""
-        found: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record:
-                names, text = record
-                title = getattr(param, "group", OTHER)
-                found.setdefault(title, []).append((f"{names:<{COLUMN}}", text))
-        order = (*GROUPS, OTHER)
-        for title in sorted(found, key=lambda t: order.index(t) if t in order else -1):
-            with formatter.section(title):
-                formatter.write_dl(found[title], col_max=COLUMN)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One line to type."""
-        with formatter.section("Example"):
-            formatter.write(f"  {self.example}\n")
-
-
-def given_by_environment(ctx: click.Context) -> list[tuple[click.Option, str]]:
-    """The options whose value came from an environment variable, with that value."""
-    return [
-        (param, os.environ[str(param.envvar)])
-        for param in ctx.command.params
-        if isinstance(param, click.Option)
-        and param.name
-        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.ENVIRONMENT
-    ]
+ADAPTER = path("adapter")
+ADAPTERS = _adapters(required=True)
+# None at all is found in the current directory, or refused with an example by the recipe.
+ANY_ADAPTERS = _adapters(required=False)
+WEIGHT = Flag(
+    "weight",
+    "-w",
+    "--weight",
+    group=MERGE,
+    type=float,
+    multiple=True,
+    metavar="X",
+    help="Weight of each adapter, in their order; may be negative.  [default: 1 each]",
+)
+ALPHA = Flag(
+    "alpha",
+    "--alpha",
+    group=INPUT,
+    type=float,
+    multiple=True,
+    metavar="X",
+    help="lora_alpha, for bare files that do not say it: once for all adapters, or once for each.",
+)
+FROM = Flag(
+    "from_",
+    "--from",
+    group=INPUT,
+    multiple=True,
+    metavar="LAYOUT|auto",
+    help="Layout to read: once for all adapters, or once for each.  [default: told from the keys]",
+)
+OUT = Flag(
+    "out",
+    "-o",
+    "--out",
+    group=OUTPUT,
+    type=click.Path(),
+    metavar="PATH",
+    help="Output directory, or one file where it ends in .safetensors.  "
+    "[default: a name made of the inputs, here]",
+)
+OUT_DIR = Flag(
+    "out_dir",
+    "--out-dir",
+    group=OUTPUT,
+    type=click.Path(),
+    metavar="DIR",
+    help="Directory for several results.",
+)
+PUSH = Flag(
+    "push",
+    "--push",
+    group=OUTPUT,
+    metavar="USER/REPO",
+    help="Send the result to the Hub too, with its card; the repository is made if need be.",
+)
+SAVE_RECIPE = Flag(
+    "save_recipe",
+    "--save-recipe",
+    group=OUTPUT,
+    type=click.Path(),
+    metavar="FILE",
+    help="Write this command line as a recipe for `loramerge run`.",
+)
+FORCE = Flag("force", "-f", "--force", group=OUTPUT, is_flag=True, help="Replace existing outputs.")
+DRY_RUN = Flag(
+    "dry_run",
+    "--dry-run",
+    group=OUTPUT,
+    is_flag=True,
+    help="Show the plan; read headers only, write nothing.",
+)
+JSON = Flag("json", "--json", group=OUTPUT, is_flag=True, help="Print the result as JSON.")
+QUIET = Flag(
+    "quiet",
+    "-q",
+    "--quiet",
+    group=OUTPUT,
+    is_flag=True,
+    help="Print only the result, such as where it was written.",
+)
+SAVE_DTYPE = flag(_DECLARED["save_dtype"])
+DEVICE = flag(_DECLARED["device"])
+# How a result is shown.
+SHOWN = (JSON, QUIET)

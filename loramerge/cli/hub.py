@@ -2,7 +2,8 @@
 
 import click
 
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import ADAPTER, FORCE, JSON, OUT, SHOWN
 
 __all__ = ["COMMANDS"]
 
@@ -50,22 +51,15 @@ def push(
         click.echo(found.url)
 
 
-JSON = Flag(["json", "--json"], is_flag=True, help="Print JSON.")
 COMMANDS: dict[str, click.Command] = {
     "pull": Command(
         "pull",
         callback=pull,
         params=[
             click.Argument(["reference"], metavar="REFERENCE"),
-            Flag(
-                ["out", "-o", "--out"],
-                type=click.Path(),
-                metavar="PATH",
-                help="Where to write it.  [default: the name of the repository, here]",
-            ),
-            Flag(["force", "-f", "--force"], is_flag=True, help="Replace an existing output."),
-            JSON,
-            Flag(["quiet", "-q", "--quiet"], is_flag=True, help="Print only the output path."),
+            OUT,
+            FORCE,
+            *SHOWN,
         ],
         help=pull.__doc__,
         short_help="Download an adapter from the Hub.",
@@ -75,11 +69,11 @@ COMMANDS: dict[str, click.Command] = {
         "push",
         callback=push,
         params=[
-            click.Argument(["adapter"], type=click.Path(), metavar="ADAPTER"),
+            ADAPTER,
             click.Argument(["repository"], metavar="USER/REPO"),
-            Flag(["private", "--private"], is_flag=True, help="Make a new repository private."),
-            Flag(["create_pr", "--create-pr"], is_flag=True, help="Open a pull request instead."),
-            Flag(["message", "-m", "--message"], metavar="TEXT", help="Title of the commit."),
+            Flag("private", "--private", is_flag=True, help="Make a new repository private."),
+            Flag("create_pr", "--create-pr", is_flag=True, help="Open a pull request instead."),
+            Flag("message", "-m", "--message", metavar="TEXT", help="Title of the commit."),
             JSON,
         ],
         help=push.__doc__,

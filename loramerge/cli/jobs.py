@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from loramerge.cli.flags import given_by_environment
+from loramerge.cli.command import given_by_environment
+from loramerge.cli.inputs import named_adapters, opened
 from loramerge.cli.sweep import show_sweep
-from loramerge.errors import LoramergeError, UsageError, listed
+from loramerge.errors import UsageError, listed
 from loramerge.recipe import Named, make_recipe
 from loramerge.registry import Method
 from loramerge.settings import BOUNDS
 
 if TYPE_CHECKING:
-    from loramerge.adapter import Adapter
     from loramerge.plan import Plan
     from loramerge.report import Report
 
-__all__ = ["named_adapters", "opened", "run"]
-
-# Adapters opened at a time: on the Hub each takes three answers one after the other.
-CONNECTIONS = 8
+__all__ = ["run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +55,18 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     context = click.get_current_context()
     typed = context.meta["typed"]
     adapters = list(given.pop("adapters"))
-    weights, alphas = given.pop("weight", ()), given.pop("alpha")
+    said = given.pop("weight", ()), given.pop("alpha"), given.pop("from_")
     wishes = Wishes(**{key: given.pop(key, None) for key in Wishes.__dataclass_fields__})
     values = _values(context, given, wishes.quiet)
     if not adapters and method.takes == "one":
         adapters = [_here(name, typed, wishes.quiet)]
-    named = named_adapters(adapters, weights, alphas)
+    inputs = named_adapters(adapters, *said)
     if wishes.sweep is not None:
-        show_sweep(name, method, named, values, asdict(wishes))
+        show_sweep(name, method, inputs, values, asdict(wishes))
         return
-    jobs = _planned(name, _split(name, method, named, wishes, typed), values, wishes)
+    jobs = _planned(name, _split(name, method, inputs, wishes, typed), values, wishes)
     if wishes.save_recipe is not None:
-        document = recipe_document(name, named, values, wishes.out)
+        document = recipe_document(name, inputs, values, wishes.out)
         write_text(Path(wishes.save_recipe).expanduser(), write_yaml(document), wishes.force)
     if wishes.dry_run:
         ui.show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
@@ -110,30 +107,6 @@ def _values(context: click.Context, given: dict[str, Any], quiet: bool) -> dict[
         elif not quiet:
             sys.stderr.write(f"{max(option.opts, key=len)} {text} from {option.envvar}\n")
     return values
-
-
-def named_adapters(
-    adapters: list[str], weights: tuple[float, ...], alphas: tuple[float, ...]
-) -> list[Named]:
-    """Adapters with their weights and alphas. Raises UsageError for a count that does not fit."""
-    count = len(adapters)
-    if weights and adapters and len(weights) != count:
-        raise UsageError(
-            f"{_counted(len(weights), 'weight')} for {_counted(count, 'adapter')}.",
-            "give one -w for each adapter, in their order",
-        )
-    if len(alphas) > 1 and adapters and len(alphas) != count:
-        raise UsageError(
-            f"{_counted(len(alphas), 'alpha')} for {_counted(count, 'adapter')}.",
-            "give one --alpha for all, or one for each adapter, in their order",
-        )
-    factors = weights or (1.0,) * count
-    stated = alphas * count if len(alphas) == 1 else alphas or (None,) * count
-    return [Named(*facts) for facts in zip(adapters, factors, stated, strict=False)]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _here(name: str, typed: Sequence[str], quiet: bool) -> str:
@@ -201,31 +174,3 @@ def _planned(
             "rename the inputs, or run them one by one with -o",
         )
     return planned
-
-
-def opened(named: list[Named], *, look: bool = False) -> list["Adapter"]:
-    """Every adapter, headers only. Raises with the problems of all that cannot be read.
-
-    To `look` is to download no tensor, even where a layout would need one to say its scale.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from loramerge.adapter import Adapter
-    from loramerge.io._open import open_adapter
-
-    def one(given: Named) -> Adapter | LoramergeError:
-        try:
-            return open_adapter(given.reference, given.alpha, look=look, named=given.layout)
-        except LoramergeError as error:
-            return error
-
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        outcomes = list(pool.map(one, named))
-    found = [outcome for outcome in outcomes if isinstance(outcome, Adapter)]
-    problems = [outcome for outcome in outcomes if isinstance(outcome, LoramergeError)]
-    if len(problems) > 1:
-        messages = " ".join(dict.fromkeys(error.message for error in problems))
-        raise type(problems[0])(messages, problems[0].hint)
-    if problems:
-        raise problems[0]
-    return found

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loramerge.cli.command import Command, Flag
 from loramerge.cli.diff import DIFF
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.flags import ADAPTERS, ALPHA, FROM, JSON
 from loramerge.cli.terminal import Row, print_rows
 
 if TYPE_CHECKING:
@@ -20,22 +21,23 @@ __all__ = ["COMMANDS", "card"]
 UNREAD = "unread"
 
 
-def _json_flag() -> Flag:
-    return Flag(["json", "--json"], is_flag=True, help="Print JSON.")
-
-
 def _echo(facts: dict[str, Any]) -> None:
     from loramerge.cli.ui import echo_json
 
     echo_json(facts)
 
 
-def inspect(adapters: tuple[str, ...], layout: str | None, modules: bool, json: bool) -> None:
+def inspect(
+    adapters: tuple[str, ...],
+    modules: bool,
+    alpha: tuple[float, ...],
+    from_: tuple[str, ...],
+    json: bool,
+) -> None:
     """Show the identity card of adapters: layout, base, ranks, scale, dtypes."""
-    from loramerge.cli.jobs import opened
-    from loramerge.recipe import Named
+    from loramerge.cli.inputs import named_adapters, opened
 
-    found = opened([Named(reference, layout=layout) for reference in adapters], look=True)
+    found = opened(named_adapters(adapters, (), alpha, from_), look=True)
     cards = [card(one, modules) for one in found]
     if json:
         _echo(cards[0] if len(cards) == 1 else {"adapters": cards})
@@ -218,7 +220,7 @@ def _command(callback: Any, example: str, *params: click.Parameter) -> Command:
     return Command(
         name,
         callback=callback,
-        params=[*params, _json_flag()],
+        params=[*params, JSON],
         help=callback.__doc__,
         example=example,
     )
@@ -228,15 +230,10 @@ COMMANDS: dict[str, click.Command] = {
     "inspect": _command(
         inspect,
         "loramerge inspect my-adapter",
-        click.Argument(
-            ["adapters"], nargs=-1, required=True, type=click.Path(), metavar="ADAPTER..."
-        ),
-        Flag(
-            ["layout", "--from"],
-            metavar="LAYOUT",
-            help="The layout of the adapters.  [default: told from their keys]",
-        ),
-        Flag(["modules", "--modules"], is_flag=True, help="List every module."),
+        ADAPTERS,
+        Flag("modules", "--modules", is_flag=True, help="List every module."),
+        ALPHA,
+        FROM,
     ),
     "diff": DIFF,
     "methods": _command(methods, "loramerge methods"),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.flags import Command, Flag
-from loramerge.cli.methods import OUT, SWITCHES
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import DEVICE, DRY_RUN, FORCE, OUT, SAVE_RECIPE, SHOWN
 from loramerge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run(
     """
     from loramerge.chain import plans
     from loramerge.cli import ui
-    from loramerge.cli.jobs import opened
+    from loramerge.cli.inputs import opened
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.io._hub import fetch
@@ -172,15 +172,19 @@ COMMANDS: dict[str, Command] = {
         params=[
             click.Argument(["recipe"], type=click.Path()),
             Flag(
-                ["assigned", "--set"],
+                "assigned",
+                "--set",
                 multiple=True,
                 metavar="KEY=VALUE",
                 help="Set a value of the recipe: rank=8, steps[1].rank=8; repeatable.",
             ),
             OUT,
-            *SWITCHES,
+            SAVE_RECIPE,
+            FORCE,
+            DRY_RUN,
+            *SHOWN,
             Flag(
-                ["--schema"],
+                "--schema",
                 is_flag=True,
                 is_eager=True,
                 expose_value=False,
@@ -198,19 +202,17 @@ COMMANDS: dict[str, Command] = {
         params=[
             click.Argument(["output"], type=click.Path()),
             Flag(
-                ["sources", "--sources"],
+                "sources",
+                "--sources",
                 type=click.Path(),
                 multiple=True,
                 metavar="DIR",
                 help="Where sources are, if not beside OUTPUT; repeatable.",
             ),
-            OUT,
-            Flag(
-                ["device", "--device"],
-                metavar="DEVICE",
-                help="auto, cpu or cuda[:N].  [default: the recorded one]",
-            ),
-            *(one for one in SWITCHES if one.name in ("force", "json", "quiet")),
+            OUT.saying("Where to keep what is made again.  [default: nowhere]"),
+            FORCE,
+            *SHOWN,
+            DEVICE.saying("auto, cpu or cuda[:N].  [default: the recorded one]"),
         ],
         help=reproduce.__doc__,
         short_help="Make a result again from its record, and compare.",

@@ -5,22 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import ADAPTER, ALPHA, FORCE, FROM, OUT_DIR, SAVE_DTYPE, SHOWN
 from loramerge.errors import UsageError
 from loramerge.patterns import matches
-from loramerge.recipe import Named, make_recipe
-from loramerge.settings import INPUT, OUTPUT
+from loramerge.recipe import make_recipe
 
 if TYPE_CHECKING:
     from loramerge.adapter import Adapter
 
 __all__ = ["COMMANDS"]
 
-EXAMPLE = "loramerge split my-adapter --every 4 --out-dir pieces"
+PIECES = "pieces"
+EXAMPLE = f"loramerge split my-adapter --every 4 --out-dir {PIECES}"
 
 
 def split(
-    adapter: str, every: int | None, modules: tuple[str, ...], out_dir: str, **wishes: Any
+    adapter: str, every: int | None, modules: tuple[str, ...], out_dir: str | None, **wishes: Any
 ) -> None:
     """Split an adapter into several adapters whose sum it is.
 
@@ -33,7 +34,7 @@ def split(
     Each piece is what `loramerge select` makes of the adapter, and is measured against it.
     """
     from loramerge.cli import ui
-    from loramerge.cli.jobs import opened
+    from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.plan import make_plan
@@ -42,13 +43,13 @@ def split(
     if (every is None) == (not modules):
         raise UsageError("split takes one of --every and --modules.", f"for example: {EXAMPLE}")
     own_process()
-    named = Named(adapter, alpha=wishes["alpha"])
-    (source,) = opened([named])
-    shared = {"save_dtype": wishes["save_dtype"]}
+    inputs = named_adapters([adapter], (), wishes["alpha"], wishes["from_"])
+    (source,) = opened(inputs)
+    dtype = {} if wishes["save_dtype"] is None else {"save_dtype": wishes["save_dtype"]}
     jobs = []
     for name, values in _pieces(source, every, modules).items():
-        plan = make_plan(make_recipe("select", [named], {**values, **shared}), [source])
-        jobs.append((plan, destination(plan, str(Path(out_dir) / name), wishes["force"])))
+        plan = make_plan(make_recipe("select", inputs, {**values, **dtype}), [source])
+        jobs.append((plan, destination(plan, str(Path(out_dir or PIECES) / name), wishes["force"])))
     shown = ui.Results(batch=True, as_json=wishes["json"], quiet=wishes["quiet"])
     for plan, final in jobs:
         with progress(wishes["quiet"]) as listen:
@@ -79,54 +80,27 @@ COMMANDS: dict[str, click.Command] = {
         "split",
         callback=split,
         params=[
-            click.Argument(["adapter"], type=click.Path()),
+            ADAPTER,
             Flag(
-                ["every", "--every"],
+                "every",
+                "--every",
                 type=click.IntRange(min=1),
                 metavar="N",
                 help="Split by rank, so many terms to a piece.",
             ),
             Flag(
-                ["modules", "--modules"],
+                "modules",
+                "--modules",
                 multiple=True,
                 metavar="GLOB",
                 help="Split by module names, a piece for each glob; repeatable.",
             ),
-            Flag(
-                ["alpha", "--alpha"],
-                group=INPUT,
-                type=float,
-                metavar="X",
-                help="lora_alpha, for a bare file that does not say it.",
-            ),
-            Flag(
-                ["out_dir", "--out-dir"],
-                group=OUTPUT,
-                type=click.Path(),
-                metavar="DIR",
-                default="pieces",
-                help="Directory for the pieces.  [default: pieces]",
-            ),
-            Flag(
-                ["force", "-f", "--force"],
-                group=OUTPUT,
-                is_flag=True,
-                help="Replace existing outputs.",
-            ),
-            Flag(
-                ["save_dtype", "--save-dtype"],
-                group=OUTPUT,
-                type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-                default="auto",
-                help="Stored dtype; auto is the input's.",
-            ),
-            Flag(["json", "--json"], group=OUTPUT, is_flag=True, help="Print JSON."),
-            Flag(
-                ["quiet", "-q", "--quiet"],
-                group=OUTPUT,
-                is_flag=True,
-                help="Print only the output paths.",
-            ),
+            ALPHA,
+            FROM,
+            OUT_DIR.saying(f"Directory for the pieces.  [default: {PIECES}]"),
+            FORCE,
+            SAVE_DTYPE,
+            *SHOWN,
         ],
         help=split.__doc__,
         short_help="Split an adapter into several whose sum it is, by rank or by module.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loramerge.cli.flags import Flag
+from loramerge.cli.command import Flag
 from loramerge.errors import UsageError
 from loramerge.options import Option
 from loramerge.recipe import Named, flags, options_of
@@ -25,8 +25,9 @@ def sweep_flag(method: Method) -> list[Flag]:
     option = _option(method)
     return [
         Flag(
-            ["sweep", f"--sweep-{option.name}", "--sweep"],
-            group=f"Options of {method.name}",
+            "sweep",
+            f"--sweep-{option.name}",
+            "--sweep",
             metavar=f"{option.metavar},{option.metavar},...",
             help=f"Try these values of {option.flag}: print what each would keep and cost, and "
             "write nothing.",
@@ -42,7 +43,7 @@ def show_sweep(
     wishes: Mapping[str, Any],
 ) -> None:
     """Compute the table and print it on stdout, or as JSON."""
-    from loramerge.cli.jobs import opened
+    from loramerge.cli.inputs import opened
     from loramerge.cli.progress import progress
     from loramerge.cli.terminal import Row, print_rows, print_table
     from loramerge.cli.ui import echo_json, note_rows

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.flags import Command, Flag
+from loramerge.cli.command import Command, Flag
+from loramerge.cli.flags import ADAPTER, ALPHA, FROM, JSON
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import GateError, UsageError, listed
 from loramerge.options import did_you_mean
@@ -30,7 +31,8 @@ def verify(
     consumers: str | None,
     max_rank: int,
     against: str | None,
-    alpha: float | None,
+    alpha: tuple[float, ...],
+    from_: tuple[str, ...],
     json: bool,
 ) -> None:
     """Check an adapter: every number, its hashes, and what each program would make of it.
@@ -40,13 +42,13 @@ def verify(
     rules are those of the programs' loaders; nothing is loaded. --for names programs that must be
     right, --against an adapter with which the delta weights must agree: exit code 3 if not.
     """
-    from loramerge.cli.jobs import opened
+    from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.ui import echo_json
     from loramerge.consumers import CONSUMERS
-    from loramerge.recipe import Named
 
     asked = _asked(consumers)
-    one = opened([Named(adapter, alpha=alpha)])[0]
+    both = [adapter] if against is None else [adapter, against]
+    one, *other = opened(named_adapters(both, (), alpha, from_))
     broken = _unsound(one)
     failed = [f"{listed(broken, 3)} hold NaN or Inf"] if broken else []
     hashes = _hashes(one)
@@ -55,8 +57,8 @@ def verify(
     verdicts = {name: CONSUMERS[name](one, max_rank) for name in asked or CONSUMERS}
     failed += [f"{name}: {v.state}" for name, v in verdicts.items() if asked and v.state != "right"]
     gap = None
-    if against is not None:
-        gap, allowed = _gap(one, opened([Named(against)])[0])
+    if other:
+        gap, allowed = _gap(one, *other)
         if gap > allowed:
             failed.append(f"it differs from {against} by {gap:.3g}")
     count = len(one.modules)
@@ -153,32 +155,31 @@ COMMANDS: dict[str, click.Command] = {
         "verify",
         callback=verify,
         params=[
-            click.Argument(["adapter"], type=click.Path()),
+            ADAPTER,
             Flag(
-                ["consumers", "--for"],
+                "consumers",
+                "--for",
                 metavar="NAMES",
                 help=f"Programs that must load it right, with commas: {', '.join(PROGRAMS)}.",
             ),
             Flag(
-                ["max_rank", "--max-rank"],
+                "max_rank",
+                "--max-rank",
                 type=click.IntRange(min=1),
                 default=VLLM_MAX_RANK,
                 metavar="N",
                 help="The largest rank the server takes.  [default: 16, vLLM's own]",
             ),
             Flag(
-                ["against", "--against"],
+                "against",
+                "--against",
                 type=click.Path(),
                 metavar="ADAPTER",
                 help="An adapter whose delta weights must be the same, within rounding.",
             ),
-            Flag(
-                ["alpha", "--alpha"],
-                type=float,
-                metavar="X",
-                help="lora_alpha, for a bare file that does not say it.",
-            ),
-            Flag(["json", "--json"], is_flag=True, help="Print JSON."),
+            ALPHA,
+            FROM,
+            JSON,
         ],
         help=verify.__doc__,
         short_help="Check an adapter: its numbers, hashes, and who will load it right.",

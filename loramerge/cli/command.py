@@ -1,0 +1,146 @@
+"""From declarations to click: values, flags in groups, commands whose help ends with an example."""
+
+import inspect
+import os
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loramerge.options import Option
+from loramerge.settings import GROUPS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    AnyValue = click.ParamType[object]
+else:
+    AnyValue = click.ParamType  # older versions of click have no type parameter
+
+__all__ = ["Command", "Flag", "flag", "given_by_environment", "variable"]
+
+OTHER = "Other"
+PREFIX = "LORAMERGE"
+# Where the sentences begin in help, the same in every group.
+COLUMN = 30
+
+
+class Value(AnyValue):
+    """A number or a word: converted here, judged by the declaration, completed in the shell."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        self.name = option.values
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """An int or float where the text is one, else the text."""
+        if not isinstance(value, str) or value in self.option.words:
+            return value
+        for kind in (int, float):
+            try:
+                return kind(value) if self.option.type in (int, float) else value
+            except ValueError:
+                continue
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        """The words this option may be."""
+        from click.shell_completion import CompletionItem
+
+        words = self.option.choices or self.option.words
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+class Flag(click.Option):
+    """An option that knows under which heading help lists it; without one, its command's own."""
+
+    def __init__(self, *names: str, group: str = "", **attributes: Any) -> None:
+        super().__init__(list(names), **attributes)
+        self.group = group
+
+    def saying(self, words: str) -> "Flag":
+        """The same flag where its sentence, or what it is by default, is another."""
+        changed = copy(self)
+        changed.help = words
+        return changed
+
+
+def flag(option: Option, hidden: bool = False) -> Flag:
+    """The flag of a declared option."""
+    names = [option.name, option.flag, *([option.short] if option.short else [])]
+    if option.type is bool:
+        return Flag(*names, group=option.group, is_flag=True, default=None, help=option.description)
+    facts = [] if option.default in (None, ()) else [f"default: {option.default}"]
+    facts += [option.limits] if option.limits else []
+    return Flag(
+        *names,
+        group=option.group,
+        type=Value(option),
+        multiple=option.repeated,
+        default=None,
+        hidden=hidden,
+        help=option.description + (f"  [{'; '.join(facts)}]" if facts else ""),
+        metavar=f"[{option.values}]" if option.choices else option.values,
+    )
+
+
+def variable(command: str, option: click.Option) -> str:
+    """The environment variable of an option: LORAMERGE_SQUEEZE_MAX_ERROR."""
+    longest = max(option.opts, key=len)
+    return "_".join([PREFIX, command, longest.lstrip("-")]).replace("-", "_").upper()
+
+
+class Command(click.Command):
+    """A command with grouped options, environment variables, and an example that works."""
+
+    def __init__(self, name: str, *, example: str, **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self.example = example
+        self.help = inspect.cleandoc(self.help or "")
+        self.params = [copy(param) for param in self.params]  # flags are shared by commands
+        for param in self.params:
+            if isinstance(param, click.Option):
+                param.envvar = variable(name, param)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; what was typed is kept for hints that repeat it."""
+        ctx.meta["typed"] = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # the parser leaves it out; hints name the command
+            raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options first, then the shared groups in their order, then help."""
+        own = f"Options of {self.name}"
+        found: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record:
+                names, text = record
+                title = (param.group or own) if isinstance(param, Flag) else OTHER
+                found.setdefault(title, []).append((f"{names:<{COLUMN}}", text))
+        for title in sorted(found, key=(own, *GROUPS, OTHER).index):
+            with formatter.section(title):
+                formatter.write_dl(found[title], col_max=COLUMN)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line to type."""
+        with formatter.section("Example"):
+            formatter.write(f"  {self.example}\n")
+
+
+def given_by_environment(ctx: click.Context) -> list[tuple[click.Option, str]]:
+    """The options whose value came from an environment variable, with that value."""
+    return [
+        (param, os.environ[str(param.envvar)])
+        for param in ctx.command.params
+        if isinstance(param, click.Option)
+        and param.name
+        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.ENVIRONMENT
+    ]
