@@ -202,7 +202,8 @@ class Adapter:
     """A named set of modules, their tensors on demand, and everything else the file holds.
 
     `naming` is the vocabulary its module names are from: two adapters of one model agree in names
-    only where they agree in naming. `alpha` is what the user said where the file does not.
+    only where they agree in naming. `alpha` is what the user said where the file does not, `named`
+    the layout where the user named it.
     """
 
     reference: str
@@ -218,6 +219,7 @@ class Adapter:
     assumed: tuple[str, ...] = ()
     scale_assumed: bool = False
     alpha: float | None = None
+    named: str | None = None
     origin: Origin | None = None
     licence: str | None = None
 

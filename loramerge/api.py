@@ -104,7 +104,7 @@ def _named(
             f"{len(factors)} weights for {len(opened)} adapters.",
             "give one weight for each adapter, in their order",
         )
-    named = [Named(a.reference, w, a.alpha) for a, w in zip(opened, factors, strict=True)]
+    named = [Named(a.reference, w, a.alpha, a.named) for a, w in zip(opened, factors, strict=True)]
     return named, opened
 
 

@@ -122,6 +122,8 @@ def _command(recipe: Recipe, names: list[str]) -> str:
     alphas = [named.alpha for named in recipe.adapters if named.alpha is not None]
     if len(alphas) == len(weights):
         words += [word for alpha in alphas for word in ("--alpha", f"{alpha:.17g}")]
+    if any(named.layout is not None for named in recipe.adapters):
+        words += [word for named in recipe.adapters for word in ("--from", named.layout or "auto")]
     for option in options_of(recipe.method):
         home = recipe.options if hasattr(recipe.options, option.name) else recipe.settings
         value = getattr(home, option.name)

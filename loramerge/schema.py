@@ -7,7 +7,7 @@ import msgspec
 
 from loramerge.options import Options, describe
 from loramerge.recipe import fixed, options_of, settings_of
-from loramerge.registry import Method, Preset, methods
+from loramerge.registry import Method, Preset, layout_names, methods
 from loramerge.workflow import NAME, OF_FILE, OF_STEP
 
 __all__ = ["recipe_schema"]
@@ -25,6 +25,10 @@ ADAPTER: Mapping[str, Any] = {
                     "type": "number",
                     "exclusiveMinimum": 0,
                     "description": "lora_alpha of a bare file that does not say it.",
+                },
+                "from": {
+                    "enum": list(layout_names()),
+                    "description": "The layout it is in, where its keys are not to tell it.",
                 },
             },
             "required": ["reference"],

@@ -10,21 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loramerge.errors import UsageError
+from loramerge.io._open import layout
 from loramerge.io._yaml import Value
 from loramerge.mergekit import Problem, translated
 from loramerge.options import Option, OptionError, did_you_mean
 from loramerge.recipe import Named, Recipe, find, make_recipe, options_of
 
-__all__ = ["OF_STEP", "Step", "Workflow", "assign", "make_workflow", "recipe_document"]
+__all__ = ["NAME", "OF_FILE", "OF_STEP", "Step", "Workflow", "make_workflow"]
 
 # The keys that are no options, of a step and of a whole file.
 OF_STEP = ("name", "method", "adapters")
 OF_FILE = ("steps", "output", "base_model", "$schema")
-OF_ADAPTER = ("reference", "weight", "alpha")
+OF_ADAPTER = ("reference", "weight", "alpha", "from")
 # A result is named like a word, so that anything with a slash or a suffix is a path.
 NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
-PART = re.compile(r"[A-Za-z_$][\w$-]*|\d+")
-PATH = re.compile(r"[A-Za-z_$][\w$-]*(\.[A-Za-z_$][\w$-]*|\[\d+\])*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class _Reader:
         return [named for named in made if named is not None]
 
     def adapter(self, found: Value, path: str) -> Named | None:
-        """One input: a reference, or a mapping with its weight and alpha."""
+        """One input: a reference, or a mapping with its weight, alpha and layout."""
         if isinstance(found, str) and found:
             return Named(found)
         if not isinstance(found, dict):
@@ -177,17 +176,29 @@ class _Reader:
             return None
         for key in found:
             if key not in OF_ADAPTER:
-                close = did_you_mean(key, OF_ADAPTER)
+                close = "from" if key == "layout" else did_you_mean(key, OF_ADAPTER)
                 self.refuse(f"{path}.{key}", "is unknown", f"did you mean '{close or 'weight'}'?")
         reference = self.text(found, path, "reference")
         weight, alpha = (self.number(found, path, key) for key in ("weight", "alpha"))
+        named = self.layout(found, path)
+        if alpha is not None and not alpha > 0:
+            self.refuse(f"{path}.alpha", f"is {alpha:g}; it must be a number > 0")
         if reference is None:
             if "reference" not in found:
                 self.refuse(f"{path}.reference", "is missing")
             return None
-        if alpha is not None and reference in self.names:
-            self.refuse(f"{path}.alpha", f"is for bare files; {reference} is the result of a step")
-        return Named(reference, 1.0 if weight is None else weight, alpha)
+        for key, said in (("alpha", alpha), ("from", named)):
+            if said is not None and reference in self.names:
+                self.refuse(f"{path}.{key}", f"is for files; {reference} is the result of a step")
+        return Named(reference, 1.0 if weight is None else weight, alpha, named)
+
+    def layout(self, found: Mapping[str, Value], path: str) -> str | None:
+        name = self.text(found, path, "from")
+        try:
+            return layout(name).name if name is not None else None
+        except UsageError as error:
+            self.refuse(f"{path}.from", f"is '{name}', no layout", error.hint)
+            return None
 
     def text(self, found: Mapping[str, Value], path: str, key: str) -> str | None:
         value = found.get(key)
@@ -229,56 +240,3 @@ def _value(option: Option | None, value: Value) -> object:
     if option is not None and option.type is str and type(value) is int:
         return str(value)
     return value
-
-
-def assign(found: Value, path: str, value: Value) -> None:
-    """Set one value of a document: rank, adapters[0].weight, steps[1].density.
-
-    Raises UsageError where the path leads nowhere.
-    """
-    parts = _parts(path)
-    node, so_far = found, "$"
-    for position, part in enumerate(parts):
-        last = position == len(parts) - 1
-        so_far += f"[{part}]" if isinstance(part, int) else f".{part}"
-        if isinstance(part, int) and isinstance(node, list) and part < len(node):
-            if last:
-                node[part] = value
-            elif isinstance(node[part], str):
-                node[part] = {"reference": node[part]}
-            node = node[part]
-        elif isinstance(part, str) and isinstance(node, dict) and (last or part in node):
-            if last:
-                node[part] = value
-            node = node[part]
-        else:
-            raise UsageError(
-                f"--set {path}: the recipe has no {so_far}.", "for example: --set steps[1].rank=8"
-            )
-
-
-def _parts(path: str) -> list[str | int]:
-    text = path.removeprefix("$.")
-    if not PATH.fullmatch(text):
-        raise UsageError(f"--set {path} is no key.", "for example: --set steps[1].rank=8")
-    return [int(part) if part.isdigit() else part for part in PART.findall(text)]
-
-
-def recipe_document(
-    method: str, adapters: list[Named], values: Mapping[str, object], output: str | None
-) -> dict[str, Value]:
-    """The recipe file of one command."""
-    listed: list[Value] = []
-    for named in adapters:
-        facts = {"weight": named.weight if named.weight != 1 else None, "alpha": named.alpha}
-        said: dict[str, Value] = {key: fact for key, fact in facts.items() if fact is not None}
-        listed.append({"reference": named.reference, **said} if said else named.reference)
-    keys = {option.name: option.key for option in options_of(find(method)[0])}
-    flat = {keys.get(name, name): _plain(value) for name, value in values.items()}
-    return {"method": method, "adapters": listed, **flat, **({"output": output} if output else {})}
-
-
-def _plain(value: object) -> Value:
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value if isinstance(value, bool | int | float | None) else str(value)

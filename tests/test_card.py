@@ -78,6 +78,7 @@ def test_a_strange_name_stays_in_its_cell(tmp_path: Path, rng: np.random.Generat
         "prune a --threshold 0.1 --absolute",
         "squeeze bare.safetensors --alpha 12 --rank 2",
         "squeeze 'my adapter' --rank 2",
+        "cat bare.safetensors a --from peft --from auto",
     ],
 )
 def test_the_command_of_the_card_makes_the_file_again(

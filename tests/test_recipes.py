@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from loramerge.document import assign, recipe_document
 from loramerge.errors import UsageError
 from loramerge.io._yaml import Value, read_yaml
 from loramerge.mergekit import METHODS
@@ -14,9 +15,7 @@ from loramerge.workflow import (
     OF_FILE,
     OF_STEP,
     Workflow,
-    assign,
     make_workflow,
-    recipe_document,
 )
 from tests.test_method_options import good_values
 
@@ -112,7 +111,11 @@ def test_no_option_of_any_method_has_the_name_of_another_key() -> None:
         ("method: ties\nadapters: [{reference: a, wieght: 1}]", "adapters[0].wieght", "'weight'"),
         ("method: ties\nadapters: [{reference: a, weight: x}]", "adapters[0].weight is 'x'", None),
         ("method: ties\nadapters: [{weight: 1}]", "$.adapters[0].reference is missing", None),
-        ("method: ties\nadapters: [{reference: a, alpha: -1}]", "--alpha is -1", None),
+        (
+            "method: ties\nadapters: [{reference: a, alpha: -1}]",
+            "[0].alpha is -1; it must be",
+            None,
+        ),
         ("method: squeeze\nadapters: a", "$: squeeze needs to know how small", None),
         (
             "method: squeeze\nrank: 2\nadapters: {reference: a, weight: 2}",
@@ -132,9 +135,21 @@ def test_no_option_of_any_method_has_the_name_of_another_key() -> None:
         (THREE.replace("[a,", "[small,"), "$.steps[0].adapters names 'small', a later", None),
         (
             THREE.replace("adapters: merged", "adapters: {reference: merged, alpha: 2}"),
-            "alpha is for bare files; merged is the result of a step",
+            "alpha is for files; merged is the result of a step",
             None,
         ),
+        (
+            THREE.replace("adapters: merged", "adapters: {reference: merged, from: peft}"),
+            "$.steps[1].adapters[0].from is for files; merged is the result of a step",
+            None,
+        ),
+        (
+            "method: ties\nadapters: [{reference: a, from: kohja}]",
+            "$.adapters[0].from is 'kohja', no layout",
+            "'kohya'",
+        ),
+        ("method: ties\nadapters: [{reference: a, from: 3}]", "adapters[0].from is 3", None),
+        ("method: ties\nadapters: [{reference: a, layout: mlx}]", "[0].layout", "'from'"),
     ],
 )
 def test_a_mistake_is_told_by_its_path(text: str, message: str, hint: str | None) -> None:

@@ -31,8 +31,12 @@ def named_adapters(
             f"{_counted(len(weights), 'weight')} for {_counted(count, 'adapter')}.",
             "give one -w for each adapter, in their order",
         )
+    from loramerge.io._open import layout
+
     stated = _each(alphas, count, "--alpha")
-    read_as = [None if name == AUTO else name for name in _each(layouts, count, "--from")]
+    read_as = [
+        None if name == AUTO else layout(name).name for name in _each(layouts, count, "--from")
+    ]
     facts = zip(
         adapters,
         weights or (1.0,) * count,

@@ -45,11 +45,11 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.cli import ui
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
+    from loramerge.document import recipe_document
     from loramerge.io._hub_push import check_push
     from loramerge.io._write import write_text
     from loramerge.io._yaml import write_yaml
     from loramerge.publish import publish
-    from loramerge.workflow import recipe_document
 
     own_process()
     context = click.get_current_context()

@@ -84,8 +84,8 @@ def run(
 
 def _document(recipe: str, assigned: tuple[str, ...]) -> "Value":
     """The recipe file with --set KEY=VALUE applied."""
+    from loramerge.document import assign
     from loramerge.io._yaml import read_text, read_yaml
-    from loramerge.workflow import assign
 
     document = read_yaml(read_text(Path(recipe).expanduser()), recipe)
     for item in assigned:

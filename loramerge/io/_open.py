@@ -14,6 +14,7 @@ from loramerge.io._hub import find_on_hub
 from loramerge.io._layout import Given, Layout
 from loramerge.io._reference import hub_reference
 from loramerge.io._source import Source
+from loramerge.options import did_you_mean
 from loramerge.registry import layout_names, load
 
 __all__ = ["layout", "layouts", "open_adapter"]
@@ -25,9 +26,13 @@ def layouts() -> list[Layout]:
 
 
 def layout(name: str) -> Layout:
-    """One layout. Raises UsageError naming the others."""
+    """One layout. Raises UsageError naming the closest, or all."""
     if name not in layout_names():
-        raise UsageError(f"There is no layout '{name}'.", f"one of: {', '.join(layout_names())}")
+        close = did_you_mean(name, layout_names())
+        raise UsageError(
+            f"There is no layout '{name}'.",
+            f"did you mean '{close}'?" if close else f"one of: {', '.join(layout_names())}",
+        )
     found: Layout = load(name).LAYOUT
     return found
 
@@ -56,7 +61,7 @@ def open_adapter(
         raise AdapterError(f"{reference}: {error.message}", error.hint) from None
     if files.source.unread:
         adapter = _unscaled(adapter)
-    return replace(adapter, alpha=alpha, origin=files.origin, licence=files.licence)
+    return replace(adapter, alpha=alpha, named=named, origin=files.origin, licence=files.licence)
 
 
 def _exists(reference: str) -> bool:
