@@ -12,7 +12,7 @@ from tests.typed import ROOT
 HEAVY = {"numpy", "torch", "sklearn", "huggingface_hub", "scipy", "array_api_compat"}
 # Which names of _lazy only these files may take.
 OWNERS = {
-    "torch": {"linalg/_torch.py", "compute.py"},
+    "torch": {"linalg/_torch.py", "compute.py", "io/_pickle.py"},
     "array_api_torch": {"linalg/_torch.py", "linalg/kernels.py"},
     "sklearn_cluster": {"linalg/_numpy.py"},
     "threadpoolctl": {"linalg/_numpy.py", "compute.py"},

@@ -12,11 +12,13 @@ from loramerge.io._files import (
     USUAL,
     WEIGHTS,
     Found,
+    is_own,
     is_pickle,
     licence,
     parsed,
     pick,
 )
+from loramerge.io._pickle import open_pickle
 from loramerge.io._source import open_source
 
 __all__ = ["find_on_disk"]
@@ -24,27 +26,29 @@ __all__ = ["find_on_disk"]
 PERMISSIONS = "check its path and permissions"
 
 
-def find_on_disk(reference: str) -> Found:
+def find_on_disk(reference: str, allow_pickle: bool = False) -> Found:
     """The files of a directory, or one file with what lies beside it.
 
-    Raises AdapterError where there are none, or no telling which.
+    Raises AdapterError where there are none, or no telling which, and for a pickle unless it is
+    allowed.
     """
     path = Path(reference).expanduser()
     try:
-        weights = _weights(path) if path.is_dir() else path
+        weights = _weights(path, allow_pickle) if path.is_dir() else path
         if not weights.exists():
             raise AdapterError(f"{reference} does not exist.", _elsewhere(reference))
     except OSError as error:
         raise AdapterError(f"{reference} cannot be read: {error.strerror}.", PERMISSIONS) from None
-    if weights.suffix in PICKLES:
+    pickled = weights.suffix in PICKLES
+    if pickled and not allow_pickle:
         raise is_pickle(weights)
-    source = open_source(weights)
+    source = open_pickle(weights) if pickled else open_source(weights)
     config = _read(weights.parent / CONFIG)
     card = _read(weights.parent / CARD) if weights.name in USUAL else None
     return Found(
         source=source,
         config=parsed(weights.parent / CONFIG, config) if config is not None else None,
-        beside=weights.name != WEIGHTS,
+        beside=not is_own(weights.name),
         licence=licence(card) if card is not None else None,
     )
 
@@ -57,10 +61,10 @@ def _elsewhere(reference: str) -> str:
     return f"see what is there: ls {Path(reference).parent}"
 
 
-def _weights(directory: Path) -> Path:
+def _weights(directory: Path, allow_pickle: bool) -> Path:
     """The one weights file of a directory. Raises AdapterError when there is none or no telling."""
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
-    if picked := pick(names):
+    if picked := pick(names, allow_pickle):
         return directory / picked
     if files := [str(directory / name) for name in names if name.endswith(SUFFIX)]:
         raise AdapterError(

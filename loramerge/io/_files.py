@@ -10,7 +10,7 @@ from loramerge.errors import AdapterError
 from loramerge.io._source import Source
 from loramerge.origin import Origin
 
-__all__ = ["Found", "is_pickle", "licence", "parsed", "pick"]
+__all__ = ["Found", "is_own", "is_pickle", "licence", "parsed", "pick"]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -19,6 +19,7 @@ SUFFIX = ".safetensors"
 # The names PEFT, diffusers and MLX give the weights in a directory, beside checkpoints of others.
 USUAL = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapters.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+USUAL_PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin", "adapter_model.pt")
 # Bytes of a config or a card; those seen have a few thousand.
 TEXT_LIMIT = 1_000_000
 AGAIN = "save the adapter again"
@@ -38,13 +39,24 @@ class Found:
     licence: str | None = None
 
 
-def pick(names: Iterable[str]) -> str | None:
-    """The weights file among the names in one folder; None where there is none or no telling."""
-    files = [name for name in names if name.endswith(SUFFIX)]
-    for usual in USUAL:
+def pick(names: Iterable[str], pickles: bool = False) -> str | None:
+    """The weights file among the names in one folder; None where there is none or no telling.
+
+    Where `pickles` are allowed, one is taken if there is no safetensors file.
+    """
+    known = list(names)
+    files = [name for name in known if name.endswith(SUFFIX)]
+    if pickles and not files:
+        files = [name for name in known if name.endswith(PICKLES)]
+    for usual in (*USUAL, *USUAL_PICKLES):
         if usual in files:
             return usual
     return files[0] if len(files) == 1 else None
+
+
+def is_own(name: str) -> bool:
+    """Whether weights of this name are those that an adapter_config.json beside them is about."""
+    return name.rpartition(".")[0] == WEIGHTS.removesuffix(SUFFIX)
 
 
 def parsed(where: object, text: bytes) -> Mapping[str, Any]:
@@ -66,7 +78,7 @@ def is_pickle(where: object) -> AdapterError:
     suffix = str(where)[str(where).rindex(".") :]
     return AdapterError(
         f"{where} is a pickle ({suffix}), which can run code when it is opened.",
-        "save it as .safetensors: model.save_pretrained(..., safe_serialization=True)",
+        "--allow-pickle reads the tensors in it and runs nothing",
     )
 
 

@@ -50,7 +50,7 @@ IMPOSTORS: tuple[tuple[bytes, str, str], ...] = (
     (
         b"PK\x03\x04",
         "is a PyTorch pickle (.bin or .pt), which can run code when it is opened",
-        ON_TRUST,
+        "name it .bin, and --allow-pickle reads the tensors in it and runs nothing",
     ),
     (b"\x80", "is a pickle, which can run code when it is opened", ON_TRUST),
     (

@@ -16,11 +16,12 @@ from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
 from loramerge.adapter import Adapter
 from loramerge.errors import HubError
 from loramerge.events import Advanced, Listener, Started, silent
-from loramerge.io._files import CARD, CONFIG, TEXT_LIMIT, WEIGHTS, Found, licence, parsed
+from loramerge.io._files import CARD, CONFIG, PICKLES, TEXT_LIMIT, Found, is_own, licence, parsed
 from loramerge.io._header import MAX_HEADER
 from loramerge.io._hub_client import client, headers, patiently
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
+from loramerge.io._pickle import open_pickle
 from loramerge.io._reference import HubReference
 from loramerge.io._source import OnDisk, Source, open_source, source_of
 from loramerge.origin import Origin
@@ -74,8 +75,10 @@ class Repository:
             return file.read(TEXT_LIMIT + 1)
 
     def open(self, path: str, look: bool) -> Source:
-        """The header of a weights file, from the cache or from afar."""
+        """The header of a weights file, from the cache or from afar; a pickle is downloaded."""
         here = self.cached(path)
+        if path.endswith(PICKLES):
+            return open_pickle(here or self.download(path, silent))
         if here is not None:
             return open_source(here)
         limit = max(HEAD, (self.files[path].size or 0) // SHARE)
@@ -173,21 +176,22 @@ class OnHub:
             self._whole.close()
 
 
-def find_on_hub(reference: HubReference, look: bool = False) -> Found:
+def find_on_hub(reference: HubReference, look: bool = False, allow_pickle: bool = False) -> Found:
     """The files of an adapter in a repository, all at one commit; no tensor is downloaded.
 
-    To `look` is never to download one. Raises HubError where the Hub does not give them,
-    AdapterError where there are none or no telling which.
+    To `look` is never to download one, but for an allowed pickle, which has no header. Raises
+    HubError where the Hub does not give them, AdapterError where there are none or no telling
+    which.
     """
     with explained(str(reference), reference.repository):
         found = look_up(reference)
-        path = weights_among(found.files, reference)
+        path = weights_among(found.files, reference, allow_pickle)
         beside = _beside(path, CONFIG)
         config = parsed(reference.at(beside), found.read(beside)) if beside in found.files else None
         return Found(
             source=found.open(path, look),
             config=config,
-            beside=path.rpartition("/")[2] != WEIGHTS,
+            beside=not is_own(path.rpartition("/")[2]),
             origin=Origin(found.name, found.commit, path, found.files[path].sha256),
             licence=found.licence,
         )

@@ -12,21 +12,24 @@ __all__ = ["weights_among"]
 ONE_OF_THEM = "name one of them, for example: {}"
 
 
-def weights_among(files: Collection[str], reference: HubReference) -> str:
+def weights_among(
+    files: Collection[str], reference: HubReference, allow_pickle: bool = False
+) -> str:
     """The path of the one weights file that is meant.
 
     Raises HubError where the path of the reference is not there, AdapterError with the exact
-    references to type where there are several adapters, or with what there is instead of one.
+    references to type where there are several adapters, or with what there is instead of one, and
+    for a pickle unless it is allowed.
     """
     asked = reference.path
     if asked in files:
-        return _single(asked, reference)
+        return _single(asked, reference, allow_pickle)
     folder = f"{asked}/" if asked else ""
     inside = sorted(path for path in files if path.startswith(folder))
     if not inside:
         raise HubError(f"{reference}: there is no such file or folder.", _close(files, reference))
     here = [path for path in inside if "/" not in path.removeprefix(folder)]
-    if picked := pick(path.removeprefix(folder) for path in here):
+    if picked := pick((path.removeprefix(folder) for path in here), allow_pickle):
         return folder + picked
     if several := [path for path in here if path.endswith(SUFFIX)]:
         raise _ambiguous(f"{len(several)} safetensors files", several, reference)
@@ -41,9 +44,11 @@ def weights_among(files: Collection[str], reference: HubReference) -> str:
     )
 
 
-def _single(path: str, reference: HubReference) -> str:
+def _single(path: str, reference: HubReference, allow_pickle: bool) -> str:
     """A file that was named."""
     if path.endswith(PICKLES):
+        if allow_pickle:
+            return path
         raise is_pickle(reference)
     if not path.endswith(SUFFIX):
         raise AdapterError(f"{reference} is no {SUFFIX} file.", f"try: {reference.at('')}")

@@ -38,17 +38,25 @@ def layout(name: str) -> Layout:
 
 
 def open_adapter(
-    reference: str, alpha: float | None = None, *, look: bool = False, named: str | None = None
+    reference: str,
+    alpha: float | None = None,
+    *,
+    look: bool = False,
+    named: str | None = None,
+    allow_pickle: bool = False,
 ) -> Adapter:
     """Open a directory, a .safetensors file or a reference to the Hub; a path that exists wins.
 
     Only headers and configs are read. A file on the Hub is downloaded when a tensor of it is read,
     which reading the alphas of some layouts is; to `look` is to leave them unread. The layout is
-    told from the keys, unless it is `named`. Raises AdapterError with the reason for anything that
-    is not a readable adapter, HubError where the Hub does not give it.
+    told from the keys, unless it is `named`. A pickle is refused unless it is allowed. Raises
+    AdapterError with the reason for anything that is not a readable adapter, HubError where the
+    Hub does not give it.
     """
     place = None if _exists(reference) else hub_reference(reference)
-    files = find_on_hub(place, look) if place else find_on_disk(reference)
+    files = (
+        find_on_hub(place, look, allow_pickle) if place else find_on_disk(reference, allow_pickle)
+    )
     if named is None:
         found = _detect(files.source, reference, files.config if not files.beside else None)
     else:

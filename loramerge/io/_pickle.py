@@ -1,0 +1,150 @@
+"""Tensors out of a PyTorch pickle (.bin, .pt), where that is allowed: no code of it runs.
+
+torch.load(weights_only=True) builds tensors and containers of them, and nothing else. It unpacks
+any zip, though, and a compressed one of 390 kB becomes 400 MB: so the zip is looked at first, and
+must hold no more than the file is long.
+"""
+
+import json
+import zipfile
+from bisect import bisect_right
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+from loramerge._lazy import torch
+from loramerge.errors import AdapterError, listed
+from loramerge.io._header import DTYPE_BYTES, parse, shown
+from loramerge.io._source import OnDisk, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["open_pickle"]
+
+# What trainers save beside an adapter: objects of theirs, or the state of a run.
+NO_ADAPTER = frozenset(
+    ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+)
+DTYPES = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
+    **{"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"},
+}
+AGAIN = "save it as .safetensors: model.save_pretrained(..., safe_serialization=True)"
+SAVE_AGAIN = "save it again with torch.save, which writes a plain zip of plain tensors"
+
+
+def open_pickle(path: Path) -> Source:
+    """Open and check a pickle; its tensors are in memory from then on, its bytes on disk.
+
+    Raises AdapterError for one that holds something else than tensors by name, and for a zip that
+    torch would not have written.
+    """
+    if path.name in NO_ADAPTER:
+        raise AdapterError(
+            f"{path} is the state of a training run, no adapter.", "name the file with the weights"
+        )
+    handle = Unpickled(path)
+    sizes = [tensor.nbytes for tensor in handle.tensors.values()]
+    stops = list(accumulate(sizes))
+    header = {
+        key: {
+            "dtype": _dtype(path, key, tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [stop - size, stop],
+        }
+        for (key, tensor), size, stop in zip(handle.tensors.items(), sizes, stops, strict=True)
+    }
+    handle.stops = stops
+    tensors, metadata = parse(path, json.dumps(header).encode(), sum(sizes))
+    return Source(path, handle, handle.size, handle.size, tensors, metadata)
+
+
+class Unpickled(OnDisk):
+    """The bytes of the file, and after its end those of the tensors in it, one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with path.open("rb") as file:
+            _check_zip(path, file)
+            file.seek(0)
+            self.tensors = _tensors(path, file, self.size)
+        self.stops: list[int] = []
+
+    def read_at(self, count: int, start: int) -> bytes:
+        """Up to `count` bytes from `start` on, of the file or of one tensor."""
+        if start < self.size:
+            return super().read_at(min(count, self.size - start), start)
+        place = bisect_right(self.stops, start - self.size)
+        tensor = list(self.tensors.values())[place]
+        begin = start - self.size - (self.stops[place] - tensor.nbytes)
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        return flat[begin : begin + count].numpy().tobytes()
+
+
+def _check_zip(path: Path, file: BinaryIO) -> None:
+    """Raise AdapterError unless it is a zip as torch writes one: stored, plain names, no larger."""
+    try:
+        with zipfile.ZipFile(file) as opened:
+            entries = opened.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        raise AdapterError(
+            f"{path} is no zip of tensors, but a pickle of before PyTorch 1.6, or damaged.", AGAIN
+        ) from None
+    size = path.stat().st_size
+    if packed := [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]:
+        raise AdapterError(
+            f"{path} is compressed ({listed([shown(name) for name in packed], 2)}), as torch "
+            "never saves; it may be far larger than it looks.",
+            SAVE_AGAIN,
+        )
+    if sum(entry.file_size for entry in entries) > size:
+        raise AdapterError(f"{path} states more bytes than its {size:,}.", SAVE_AGAIN)
+    names = [entry.filename for entry in entries]
+    strange = [
+        name
+        for name in names
+        if not name.isprintable() or name.startswith("/") or ".." in PurePosixPath(name).parts
+    ]
+    if strange or len(set(names)) < len(names):
+        raise AdapterError(
+            f"{path} names its parts as no program does: {listed([shown(n) for n in names], 3)}.",
+            SAVE_AGAIN,
+        )
+
+
+def _tensors(path: Path, file: BinaryIO, size: int) -> "dict[str, Tensor]":
+    """What is stored, by name."""
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what it refuses
+        first = shown(str(error).partition("\n")[0])
+        raise AdapterError(
+            f"{path} holds more than tensors, or is damaged; torch says: {first}", AGAIN
+        ) from None
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise AdapterError(f"{path} holds no tensors by name, but a {type(found).__name__}.", AGAIN)
+    others = [shown(key) for key, value in found.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise AdapterError(f"{path} holds more than tensors: {listed(others, 3)}.", AGAIN)
+    for key, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise AdapterError(f"{path}: {shown(key)} is no plain tensor.", SAVE_AGAIN)
+        if tensor.nbytes > size:
+            raise AdapterError(
+                f"{path}: {shown(key)} repeats numbers: {list(tensor.shape)} is more than the file "
+                "holds.",
+                SAVE_AGAIN,
+            )
+    return {key: tensor.detach() for key, tensor in found.items()}
+
+
+def _dtype(path: Path, key: str, tensor: "Tensor") -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if DTYPES.get(name) not in DTYPE_BYTES:
+        raise AdapterError(
+            f"{path} stores '{shown(key)}' as {name}, which no adapter is.",
+            "convert it to bfloat16 with the tool that made it",
+        )
+    return DTYPES[name]
