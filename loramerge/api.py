@@ -32,17 +32,21 @@ __all__ = ["Result", "load", "names", "public", "run", "sweep"]
 
 
 def load(
-    reference: str | Path, alpha: float | None = None, *, layout: str | None = None
+    reference: str | Path,
+    alpha: float | None = None,
+    *,
+    layout: str | None = None,
+    allow_pickle: bool = False,
 ) -> Adapter:
     """Open a directory, a .safetensors file, or user/repo on the Hub; only headers are read.
 
     A file on the Hub is downloaded when its tensors are needed. `alpha` is the lora_alpha of a bare
-    file that does not say it; `layout` is told from the keys unless it is given. Raises
-    AdapterError with the reason for anything that is not a readable adapter, HubError where the
-    Hub does not give it.
+    file that does not say it; `layout` is told from the keys unless it is given; a pickle (.bin) is
+    refused unless `allow_pickle`, and then nothing of it is run. Raises AdapterError with the
+    reason for anything that is not a readable adapter, HubError where the Hub does not give it.
     """
     stated = None if alpha is None else float(alpha)
-    return open_adapter(str(reference), stated, named=layout)
+    return open_adapter(str(reference), stated, named=layout, allow_pickle=allow_pickle)
 
 
 Input: TypeAlias = str | Path | Adapter | Result

@@ -32,6 +32,7 @@ def reproduce(
     force: bool = False,
     device: str | None = None,
     listen: Listener = silent,
+    allow_pickle: bool = False,
 ) -> Verdict:
     """Make `output` again from the sources it names, and compare; `out` is where to keep it.
 
@@ -55,7 +56,7 @@ def reproduce(
             f"{output} holds other tensors than its {PROVENANCE} tells of.",
             "it was changed after it was made: get it again from where it came",
         )
-    search = _Search([Path(output).expanduser().resolve().parent, *places])
+    search = _Search([Path(output).expanduser().resolve().parent, *places], allow_pickle)
     tree = search.located(record)
     if search.problems:
         raise IncompatibleError(
@@ -148,8 +149,9 @@ def _drift(source: Source, where: str, sha256: str) -> str:
 class _Search:
     """Looks for sources in places, and collects which are not there or have changed."""
 
-    def __init__(self, places: Sequence[Path]) -> None:
+    def __init__(self, places: Sequence[Path], allow_pickle: bool) -> None:
         self.places = places
+        self.allow_pickle = allow_pickle
         self.problems: list[str] = []
 
     def located(self, record: Record) -> _Tree:
@@ -161,7 +163,7 @@ class _Search:
     def _one(self, source: Source, alpha: float | None) -> Adapter | _Tree | None:
         drifts: list[str] = []
         for path in dict.fromkeys(self._candidates(source)):
-            adapter = _opened(str(path), alpha, source.layout)
+            adapter = self._opened(str(path), alpha, source.layout)
             if adapter is None:
                 continue
             if (sha256 := file_sha256(adapter.source)) != source.sha256:
@@ -174,7 +176,7 @@ class _Search:
             else:
                 return adapter
         if source.reference is not None:
-            return open_adapter(source.reference, alpha, named=source.layout)
+            return self._open(source.reference, alpha, source.layout)
         if source.made is not None:
             return self.located(source.made)
         gone = f"{source.name} (sha256 {source.sha256}) is not there"
@@ -192,10 +194,12 @@ class _Search:
                     if file.stat().st_size == source.bytes:
                         yield file
 
+    def _opened(self, path: str, alpha: float | None, layout: str | None) -> Adapter | None:
+        """An adapter, where a path is one."""
+        try:
+            return self._open(path, alpha, layout)
+        except LoramergeError:
+            return None
 
-def _opened(reference: str, alpha: float | None, layout: str | None) -> Adapter | None:
-    """An adapter, where a path is one."""
-    try:
-        return open_adapter(reference, alpha, named=layout)
-    except LoramergeError:
-        return None
+    def _open(self, reference: str, alpha: float | None, layout: str | None) -> Adapter:
+        return open_adapter(reference, alpha, named=layout, allow_pickle=self.allow_pickle)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import loramerge
 from loramerge.errors import AdapterError
 from loramerge.io._open import open_adapter
 from loramerge.io._pickle import open_pickle
 from tests.build import write_peft
+from tests.typed import typed
 
 STEM = "base_model.model.x.q"
 rng = np.random.default_rng(3)
@@ -165,3 +167,48 @@ def test_a_zip_that_states_more_than_the_file_holds_is_refused(tmp_path: Path) -
     path.write_bytes(data)
     with pytest.raises(AdapterError, match=r"states more bytes than its|no zip of tensors"):
         open_pickle(path)
+
+
+@pytest.fixture
+def pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return directory(tmp_path / "a", factors())
+
+
+# Every command that reads adapters -> what is typed; a recipe is run from a file.
+COMMANDS = {
+    "inspect": ("inspect", "a"),
+    "diff": ("diff", "a", "a"),
+    "verify": ("verify", "a"),
+    "convert": ("convert", "a", "--to", "mlx"),
+    "squeeze": ("squeeze", "a", "--rank", "1"),
+    "cluster": ("cluster", "a", "a", "-k", "2"),
+    "split": ("split", "a", "--every", "1"),
+    "compare": ("compare", "a", "a", "--methods", "cat"),
+    "sweep": ("cluster", "a", "a", "--sweep-k", "1,2"),
+    "run": ("run", "recipe.yaml"),
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_that_reads_takes_the_flag(words: tuple[str, ...], pickled: Path) -> None:
+    Path("recipe.yaml").write_text("{method: cat, adapters: [a, a]}")
+    refused = typed(*words)
+    assert refused.code == 1
+    assert "is a pickle (.bin)" in refused.err
+    assert "--allow-pickle" in refused.err
+    done = typed(*words, "--allow-pickle")
+    assert done.code == 0, done.err
+
+
+def test_a_result_made_of_pickles_is_reproduced_only_where_they_are_allowed(pickled: Path) -> None:
+    assert typed("cat", "a", "a", "--allow-pickle", "-o", "out").code == 0
+    assert typed("reproduce", "out").code == 1
+    done = typed("reproduce", "out", "--allow-pickle")
+    assert done.code == 0, done.err
+
+
+def test_python_takes_it_too(pickled: Path) -> None:
+    with pytest.raises(AdapterError):
+        loramerge.load("a")
+    assert loramerge.load("a", allow_pickle=True).layout == "peft"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, ALPHA, FORCE, FROM, OUT, SAVE_DTYPE, SHOWN, path
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SAVE_DTYPE, SHOWN, path
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import UsageError
 
@@ -140,8 +140,7 @@ COMMANDS: dict[str, click.Command] = {
                 metavar="N",
                 help="Write a plain LoRA of this rank instead of full weights.",
             ),
-            ALPHA,
-            FROM,
+            *INPUTS,
             *_WRITTEN,
         ],
         help=bake.__doc__,

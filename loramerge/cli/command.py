@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 else:
     AnyValue = click.ParamType  # older versions of click have no type parameter
 
-__all__ = ["Command", "Flag", "flag", "given_by_environment", "variable"]
+__all__ = ["PICKLES", "Command", "Flag", "flag", "given_by_environment", "variable"]
 
 OTHER = "Other"
 PREFIX = "LORAMERGE"
+# Where a command line keeps whether it allows pickles.
+PICKLES = "loramerge.allow_pickle"
 # Where the sentences begin in help, the same in every group.
 COLUMN = 30
 

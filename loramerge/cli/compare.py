@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag, flag
-from loramerge.cli.flags import ADAPTERS, ALPHA, FORCE, FROM, SHOWN, WEIGHT
+from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SHOWN, WEIGHT
 from loramerge.options import describe
 from loramerge.settings import OUTPUT, MergeSettings
 
@@ -124,8 +124,7 @@ COMMANDS: dict[str, click.Command] = {
             ),
             WEIGHT,
             *(flag(option) for option in describe(MergeSettings)),
-            ALPHA,
-            FROM,
+            *INPUTS,
             Flag(
                 "keep",
                 "--keep",

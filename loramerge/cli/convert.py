@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, ALPHA, FORCE, FROM, OUT, SHOWN
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SHOWN
 from loramerge.cli.terminal import Row, print_rows
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ COMMANDS: dict[str, click.Command] = {
                 default="error",
                 help="What happens to tensors that the layout cannot hold.  [default: error]",
             ),
-            ALPHA,
-            FROM,
+            *INPUTS,
             OUT,
             FORCE,
             *SHOWN,

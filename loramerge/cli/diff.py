@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ALPHA, FROM, JSON, path
+from loramerge.cli.flags import INPUTS, JSON, path
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import GateError, UsageError, listed
 
@@ -88,8 +88,7 @@ DIFF = Command(
             metavar="X",
             help="Exit with code 3 if a module's relative difference is larger.",
         ),
-        ALPHA,
-        FROM,
+        *INPUTS,
         JSON,
     ],
     help=diff.__doc__,

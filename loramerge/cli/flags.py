@@ -2,19 +2,21 @@
 
 import click
 
-from loramerge.cli.command import Flag, flag
+from loramerge.cli.command import PICKLES, Flag, flag
 from loramerge.options import describe
 from loramerge.settings import INPUT, MERGE, OUTPUT, Settings
 
 __all__ = [
     "ADAPTER",
     "ADAPTERS",
+    "ALLOW_PICKLE",
     "ALPHA",
     "ANY_ADAPTERS",
     "DEVICE",
     "DRY_RUN",
     "FORCE",
     "FROM",
+    "INPUTS",
     "JSON",
     "OUT",
     "OUT_DIR",
@@ -72,6 +74,23 @@ FROM = Flag(
     metavar="LAYOUT|auto",
     help="Layout to read: once for all adapters, or once for each.  [default: told from the keys]",
 )
+
+
+def _allow(context: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Keep the permission with the command line: whatever is opened for it may be a pickle."""
+    context.meta[PICKLES] = wanted
+
+
+ALLOW_PICKLE = Flag(
+    "--allow-pickle",
+    group=INPUT,
+    is_flag=True,
+    expose_value=False,
+    callback=_allow,
+    help="Read PyTorch pickles (.bin, .pt) too: the tensors in them; nothing is run.",
+)
+# How adapters are read.
+INPUTS = (ALPHA, FROM, ALLOW_PICKLE)
 OUT = Flag(
     "out",
     "-o",

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
+from loramerge.cli.command import PICKLES
 from loramerge.errors import LoramergeError, UsageError
 from loramerge.recipe import Named
 
@@ -65,15 +68,24 @@ def opened(named: list[Named], *, look: bool = False) -> list["Adapter"]:
     """Every adapter, headers only. Raises with the problems of all that cannot be read.
 
     To `look` is to download no tensor, even where a layout would need one to say its scale.
+    Pickles are read where the command line allows it.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     from loramerge.adapter import Adapter
     from loramerge.io._open import open_adapter
 
+    allowed = click.get_current_context().meta[PICKLES]
+
     def one(given: Named) -> Adapter | LoramergeError:
         try:
-            return open_adapter(given.reference, given.alpha, look=look, named=given.layout)
+            return open_adapter(
+                given.reference,
+                given.alpha,
+                look=look,
+                named=given.layout,
+                allow_pickle=allowed,
+            )
         except LoramergeError as error:
             return error
 

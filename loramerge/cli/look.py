@@ -9,7 +9,7 @@ import click
 
 from loramerge.cli.command import Command, Flag
 from loramerge.cli.diff import DIFF
-from loramerge.cli.flags import ADAPTERS, ALPHA, FROM, JSON
+from loramerge.cli.flags import ADAPTERS, INPUTS, JSON
 from loramerge.cli.terminal import Row, print_rows
 
 if TYPE_CHECKING:
@@ -232,8 +232,7 @@ COMMANDS: dict[str, click.Command] = {
         "loramerge inspect my-adapter",
         ADAPTERS,
         Flag("modules", "--modules", is_flag=True, help="List every module."),
-        ALPHA,
-        FROM,
+        *INPUTS,
     ),
     "diff": DIFF,
     "methods": _command(methods, "loramerge methods"),

@@ -5,11 +5,10 @@ from typing import Any
 
 from loramerge.cli.command import Command, flag
 from loramerge.cli.flags import (
-    ALPHA,
     ANY_ADAPTERS,
     DRY_RUN,
     FORCE,
-    FROM,
+    INPUTS,
     OUT,
     OUT_DIR,
     PUSH,
@@ -43,8 +42,7 @@ def command(name: str) -> Command:
             ANY_ADAPTERS,
             *([WEIGHT] if many else []),
             *declared,
-            ALPHA,
-            FROM,
+            *INPUTS,
             OUT,
             *([] if many else [OUT_DIR]),
             *_RESULT,

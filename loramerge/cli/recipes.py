@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import DEVICE, DRY_RUN, FORCE, OUT, SAVE_RECIPE, SHOWN
+from loramerge.cli.command import PICKLES, Command, Flag
+from loramerge.cli.flags import ALLOW_PICKLE, DEVICE, DRY_RUN, FORCE, OUT, SAVE_RECIPE, SHOWN
 from loramerge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def reproduce(
     own_process()
     places = [Path(place).expanduser() for place in sources]
     with progress(quiet) as listen:
-        verdict = reproduce(output, places, out, force, device, listen)
+        allowed = click.get_current_context().meta[PICKLES]
+        verdict = reproduce(output, places, out, force, device, listen, allow_pickle=allowed)
     if json:
         facts = {"ulps": verdict.ulps, "relative": verdict.relative, "same": verdict.same}
         echo_json({"output": out or output, **facts, **verdict.report.as_json()})
@@ -178,6 +179,7 @@ COMMANDS: dict[str, Command] = {
                 metavar="KEY=VALUE",
                 help="Set a value of the recipe: rank=8, steps[1].rank=8; repeatable.",
             ),
+            ALLOW_PICKLE,
             OUT,
             SAVE_RECIPE,
             FORCE,
@@ -209,6 +211,7 @@ COMMANDS: dict[str, Command] = {
                 metavar="DIR",
                 help="Where sources are, if not beside OUTPUT; repeatable.",
             ),
+            ALLOW_PICKLE,
             OUT.saying("Where to keep what is made again.  [default: nowhere]"),
             FORCE,
             *SHOWN,

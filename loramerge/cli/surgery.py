@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, ALPHA, FORCE, FROM, OUT_DIR, SAVE_DTYPE, SHOWN
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT_DIR, SAVE_DTYPE, SHOWN
 from loramerge.errors import UsageError
 from loramerge.patterns import matches
 from loramerge.recipe import make_recipe
@@ -95,8 +95,7 @@ COMMANDS: dict[str, click.Command] = {
                 metavar="GLOB",
                 help="Split by module names, a piece for each glob; repeatable.",
             ),
-            ALPHA,
-            FROM,
+            *INPUTS,
             OUT_DIR.saying(f"Directory for the pieces.  [default: {PIECES}]"),
             FORCE,
             SAVE_DTYPE,

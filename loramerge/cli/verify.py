@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, ALPHA, FROM, JSON
+from loramerge.cli.flags import ADAPTER, INPUTS, JSON
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import GateError, UsageError, listed
 from loramerge.options import did_you_mean
@@ -177,8 +177,7 @@ COMMANDS: dict[str, click.Command] = {
                 metavar="ADAPTER",
                 help="An adapter whose delta weights must be the same, within rounding.",
             ),
-            ALPHA,
-            FROM,
+            *INPUTS,
             JSON,
         ],
         help=verify.__doc__,
