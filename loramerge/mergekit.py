@@ -23,14 +23,38 @@ METHODS: Mapping[str, Mapping[str, str]] = {
     "della_linear": {"method": "della", "space": "dense"},
     "breadcrumbs": {"method": "breadcrumbs"},
     "breadcrumbs_ties": {"method": "ties", "sparsify": "breadcrumbs", **DENSE},
+    "sce": {"method": "sce", **DENSE},
     "slerp": {"method": "slerp"},
     "nuslerp": {"method": "slerp"},
     "multislerp": {"method": "karcher"},
     "karcher": {"method": "karcher"},
     "model_stock": {"method": "stock"},
 }
-# Options of a method that mergekit lets differ between models, and that are the method's own here.
-SHARED = ("density", "gamma", "epsilon", "lambda")
+# Those of mergekit that work on whole weights alone, and why there is no counterpart.
+WHOLE: Mapping[str, tuple[str, str]] = {
+    "arcee_fusion": ("weighs softmaxes of whole weights", "sce and consensus select entries"),
+    "nearswap": ("moves what two whole models nearly share", "slerp goes from one to another"),
+    "passthrough": ("stacks layers of whole models", "select takes modules, scale multiplies"),
+    "ram": ("counts the models that leave an entry alone; a LoRA leaves none", "see: consensus"),
+    "ramplus_tl": ("counts the models that leave an entry alone; a LoRA leaves none", "see: sce"),
+}
+# What stands beside the words to write, where the words alone are not the same merge.
+BESIDE = {
+    "nuslerp": "t: the second weight's share of both, and lengths go along the arc as well",
+    "slerp": "both adapters in their order, t as it is, and no base_model",
+}
+# Methods whose base model is one of the two that are merged.
+BETWEEN = ("slerp", "nearswap", "arcee_fusion")
+# Options of a method that mergekit lets differ between models, and that are the method's own here,
+# under the name they have here.
+SHARED = {
+    "density": "density",
+    "gamma": "gamma",
+    "epsilon": "epsilon",
+    "lambda": "lambda",
+    "select_topk": "density",
+    "t": "t",
+}
 # What only whole models have, or what is otherwise said here.
 OF_MODELS = {
     "slices": "choose layers with include and exclude",
@@ -43,12 +67,20 @@ OF_PARAMETERS = {
     "normalize": "weights are factors here, never divided by their sum: write the quotients",
     "rescale": "what is dropped at random is always made up for, nothing else is: leave it out",
     "int8_mask": "there are no masks to store: leave it out",
-    "t": "weights say how far: write weight for each adapter",
+    "filter_wise": "updates are compared as whole matrices: leave it out",
+    "nuslerp_flatten": "updates are compared as whole matrices: leave it out",
+    "nuslerp_row_wise": "updates are compared as whole matrices: leave it out",
+    "max_iter": "it goes on until float64 shows no step: leave it out",
+    "tol": "it goes on until float64 shows no step: leave it out",
 }
 
 
-def translated(found: dict[str, Value], path: str, problems: list[Problem]) -> dict[str, Value]:
+def translated(
+    found: dict[str, Value], path: str, problems: list[Problem]
+) -> dict[str, Value] | None:
     """A step with mergekit's words replaced; what has no counterpart becomes a problem.
+
+    None where that is the method itself, so that there is nothing more to say of the step.
 
     mergekit works on whole models: with a base model named, updates against it are what adapters
     hold, and the base model itself, listed among the models, contributes nothing. Its dtype is
@@ -56,6 +88,10 @@ def translated(found: dict[str, Value], path: str, problems: list[Problem]) -> d
     """
     if not any(key in found for key in (*MARKS, *OF_MODELS)):
         return found
+    if whole := WHOLE.get(str(theirs := found.get("merge_method"))):
+        reason, hint = whole
+        problems.append((f"{path}.merge_method", f"is mergekit's {theirs}: it {reason}", hint))
+        return None
     ours = {key: value for key, value in found.items() if key not in (*MARKS, *OF_MODELS)}
     for key in found:
         if key in OF_MODELS:
@@ -77,7 +113,7 @@ def translated(found: dict[str, Value], path: str, problems: list[Problem]) -> d
         ours["save_dtype"] = dtype
     for key, value in parameters.items():
         if key in SHARED and isinstance(value, int | float):
-            ours.setdefault(key, value)
+            ours.setdefault(SHARED[key], value)
         else:
             problems.append(_refused(f"{path}.parameters.{key}", key, value))
     return ours
@@ -103,7 +139,7 @@ def _adapters(
     problems: list[Problem],
 ) -> Value:
     """The models as adapters; what all of them say of an option goes into `shared`."""
-    base = found.get("base_model")
+    base = None if found.get("merge_method") in BETWEEN else found.get("base_model")
     models = found["models"]
     made: list[Value] = []
     said: list[Mapping[str, Value]] = []
@@ -148,6 +184,8 @@ def _method(
     said = "write " + ", ".join(f"{key}: {value}" for key, value in written.items())
     if theirs == "linear":
         said += f", and the weights divided by their sum{_quotients(ours)}"
+    if beside := BESIDE.get(str(theirs)):
+        said += f", with {beside}"
     problems.append((f"{path}.merge_method", f"is mergekit's {theirs}", said))
     return written["method"]
 

@@ -81,6 +81,8 @@ class _Reader:
             self.refuse("$", "is no mapping", "for example: method: ties")
             return None
         found = translated(found, "$", self.problems)
+        if found is None:
+            return None
         output, base = (self.text(found, "$", key) for key in ("output", "base_model"))
         own = {key: value for key, value in found.items() if key not in OF_FILE}
         if "steps" not in found:
@@ -103,6 +105,8 @@ class _Reader:
             self.refuse(path, "is no mapping", "for example: - method: ties")
             return None
         found = translated(found, path, self.problems)
+        if found is None:
+            return None
         if misplaced := [key for key in found if key in OF_FILE]:
             for key in misplaced:
                 self.refuse(f"{path}.{key}", "belongs to the whole recipe", "move it to the top")

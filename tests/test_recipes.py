@@ -7,7 +7,7 @@ import pytest
 from loramerge.document import assign, recipe_document
 from loramerge.errors import UsageError
 from loramerge.io._yaml import Value, read_yaml
-from loramerge.mergekit import METHODS
+from loramerge.mergekit import METHODS, WHOLE
 from loramerge.options import describe
 from loramerge.recipe import Named, find, make_recipe
 from loramerge.registry import methods
@@ -236,7 +236,11 @@ def test_an_option_all_models_agree_on_is_the_methods_own() -> None:
     ("old", "new", "said"),
     [
         ("task_arithmetic", "dare_ties", "write method: ties, sparsify: dare, space: dense"),
-        ("task_arithmetic", "passthrough", "$.method is 'passthrough', no method"),
+        ("task_arithmetic", "sce", "write method: sce, space: dense, scale: paper"),
+        ("task_arithmetic", "nearswop", "$.method is 'nearswop', no method"),
+        ("task_arithmetic", "passthrough", "it stacks layers of whole models"),
+        ("normalize: false", "select_topk: 2", "$.density is 2; it must be"),
+        ("normalize: false", "filter_wise: true", "compared as whole matrices: leave it out"),
         ("normalize: false", "normalize: true", "$.parameters.normalize has no meaning here"),
         ("normalize: false", "int8_mask: true", "$.parameters.int8_mask has no meaning here"),
         ("lambda: 0.7", "lambda: [0.1, 0.2]", "$.parameters.lambda is [0.1, 0.2]; it must be one"),
@@ -262,6 +266,23 @@ def test_a_linear_merge_is_told_the_weights_that_mergekit_would_use() -> None:
     assert "divided by their sum: 0.625, 0.375" in f"{error.message} {error.hint}"
     (step,) = workflow(MERGEKIT.replace("task_arithmetic", "linear")).steps
     assert step.recipe.method.name == "arithmetic"
+
+
+@pytest.mark.parametrize("theirs", WHOLE)
+def test_what_only_whole_models_can_be_merged_by_is_one_problem(theirs: str) -> None:
+    error = refused(MERGEKIT.replace("task_arithmetic", theirs))
+    reason, hint = WHOLE[theirs]
+    assert error.message == f"r.yaml: $.merge_method is mergekit's {theirs}: it {reason}."
+    assert error.hint == hint
+
+
+def test_both_ends_of_a_slerp_are_adapters() -> None:
+    text = (
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.3}"
+    )
+    error = refused(text)
+    said = "write method: slerp, with both adapters in their order, t as it is, and no base_model"
+    assert (error.message, error.hint) == ("r.yaml: $.merge_method is mergekit's slerp.", said)
 
 
 @pytest.mark.parametrize("theirs", METHODS)

@@ -9,6 +9,7 @@ import torch
 
 from loramerge.algorithms.sce import SceOptions, sce
 from loramerge.algorithms.ties import TiesOptions, ties
+from loramerge.mergekit import METHODS, WHOLE
 from loramerge.registry import method
 from tests.entries import apart, delta, updates, weighted
 
@@ -76,3 +77,8 @@ def test_slerp_is_that_of_mergekit(rng: np.random.Generator, t: float) -> None:
         theirs = module.slerp(torch.tensor([t]), *(x[None] for x in xs))[0]
         # t is rounded to float32 on the way
         assert apart(found[item], theirs.numpy()) < 1e-6
+
+
+def test_every_method_of_mergekit_is_translated_or_refused_with_a_reason() -> None:
+    theirs = mergekit("merge_methods.registry")._METHODS
+    assert set(theirs) <= {*METHODS, *WHOLE}
