@@ -203,7 +203,8 @@ class Adapter:
 
     `naming` is the vocabulary its module names are from: two adapters of one model agree in names
     only where they agree in naming. `alpha` is what the user said where the file does not, `named`
-    the layout where the user named it.
+    the layout where the user named it; `derived` what was typed, without directories, for one that
+    follows from a second model.
     """
 
     reference: str
@@ -222,6 +223,7 @@ class Adapter:
     named: str | None = None
     origin: Origin | None = None
     licence: str | None = None
+    derived: tuple[str, ...] = ()
 
     def read(self, name: str, wide: bool = False) -> LowRank:
         """The update of one module, convolutions and embeddings in two dimensions.

@@ -23,6 +23,7 @@ from peft import PeftModel
 
 model = PeftModel.from_pretrained(base_model, "{PLACE}")
 ```"""
+AGAIN = f"From these sources, `loramerge reproduce {PLACE}` makes it again, and compares."
 # The libraries that the Hub knows for layouts.
 LIBRARIES = {"peft": "peft", "kohya": "diffusers", "diffusers": "diffusers", "mlx": "mlx"}
 
@@ -36,7 +37,8 @@ def card(report: Report) -> str:
         f"# A LoRA adapter made with loramerge {method.name}",
         f"{method.summary} {_link(method.paper)}",
         _sources(report),
-        f"```sh\n{_command(plan.recipe, [_typed(adapter) for adapter in plan.adapters])}\n```",
+        f"```sh\n{_command(plan.recipe, plan.adapters)}\n```",
+        *([] if any(adapter.derived for adapter in plan.adapters) else [AGAIN]),
         _summary(report),
         _errors(report),
     ]
@@ -113,9 +115,10 @@ def _source(adapter: Adapter) -> str:
     return f"{name}, {_escaped(adapter.licence)}" if adapter.licence else name
 
 
-def _command(recipe: Recipe, names: list[str]) -> str:
+def _command(recipe: Recipe, adapters: Sequence[Adapter]) -> str:
     """The command that makes this result again, with what is not a default."""
-    words = ["loramerge", recipe.method.name, *names]
+    typed = adapters[0].derived or (recipe.method.name, *map(_typed, adapters))
+    words = ["loramerge", *typed]
     weights = [named.weight for named in recipe.adapters]
     if set(weights) != {1.0}:
         words += [word for weight in weights for word in ("-w", f"{weight:.17g}")]

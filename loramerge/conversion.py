@@ -45,7 +45,11 @@ class Conversion:
 
     def record(self, sha256: str) -> Record:
         """How the result is made, and from what."""
-        options = {"to": self.layout.name, "extras": "carry" if self.draft.extras else "drop"}
+        options = {
+            "to": self.layout.name,
+            "extras": "carry" if self.draft.extras else "drop",
+            "single": self.final.suffix == SINGLE,
+        }
         recipe = Canonical("convert", (1.0,), (self.original.alpha,), options, {})
         return Record(recipe, (source(self.original, sha256),), __version__)
 

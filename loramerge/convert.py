@@ -5,6 +5,7 @@ nothing. A scale that it cannot say is folded into B, in float32, once.
 """
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ class Converted:
     file_bytes: int
     source_sha256: str
     tensors_sha256: str
+    machine: str
+    versions: Mapping[str, str]
+    device: str = "cpu"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -66,7 +70,9 @@ class Converted:
         return {
             "recipe": msgspec.to_builtins(record.recipe),
             "sources": [msgspec.to_builtins(one) for one in record.sources],
-            "versions": {"loramerge": __version__},
+            "device": self.device,
+            "machine": self.machine,
+            "versions": dict(self.versions),
             "layout": self.plan.layout.name,
             "modules": len(self.plan.draft.modules),
             "modules_read": len(self.plan.original.modules),
@@ -120,8 +126,9 @@ def _fill(plan: Conversion, written: Written, path: Path) -> Converted:
         if not (np.array_equal(A, update.A) and np.array_equal(B, update.B)):
             rounded.append(module.name)
 
+    compute = resolve("cpu", "float32", 0)
     try:
-        with ThreadPoolExecutor(resolve("cpu", "float32", 0).threads) as pool:
+        with ThreadPoolExecutor(compute.threads) as pool:
             digest = pool.submit(file_sha256, plan.original.source)
             list(pool.map(one, plan.draft.modules))
             sha256 = digest.result()
@@ -129,7 +136,10 @@ def _fill(plan: Conversion, written: Written, path: Path) -> Converted:
     finally:
         filling.let_go()
     count, size = len(written.tensors), path.stat().st_size
-    return Converted(plan, tuple(sorted(rounded)), count, size, sha256, tensors)
+    versions = {"loramerge": __version__, **compute.versions(())}
+    return Converted(
+        plan, tuple(sorted(rounded)), count, size, sha256, tensors, compute.machine(), versions
+    )
 
 
 def _factors(adapter: Adapter, stored: Module) -> LowRank:

@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 
 from loramerge._lazy import np
-from loramerge.adapter import Adapter, Array, Form, LowRank, Module, TensorSource
+from loramerge.adapter import Adapter, Array, Form, LowRank, Module, TensorSource, source_name
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._checkpoint import Checkpoint
 
@@ -115,7 +115,8 @@ def undecomposed(adapter: Adapter, base: Checkpoint) -> Adapter:
         for name, module in adapter.modules.items()
     }
     check_base(adapter, base)
-    return replace(adapter, modules=modules, variants=())
+    how = ("bake", source_name(adapter), "--base", base.path.name) if decomposed else ()
+    return replace(adapter, modules=modules, variants=(), derived=how)
 
 
 def check_base(adapter: Adapter, base: Checkpoint) -> None:
@@ -177,6 +178,7 @@ def difference(base: Checkpoint, tuned: Checkpoint, reference: str) -> Adapter:
         source=tuned,
         base_model=None,
         assumed=(same, *(notes if left else ())),
+        derived=("extract", base.path.name, tuned.path.name),
     )
 
 
@@ -245,4 +247,5 @@ def rebased(adapter: Adapter, initial: Adapter) -> Adapter:
     }
     kept = tuple(v for v in adapter.variants if not v.name.endswith(REBASED))
     config = {**adapter.config, "init_lora_weights": True}
-    return replace(adapter, modules=modules, variants=kept, config=config)
+    how = ("convert", source_name(adapter), "--initial", source_name(initial))
+    return replace(adapter, modules=modules, variants=kept, config=config, derived=how)

@@ -38,7 +38,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """One input: its name without directories, what its files hold, and how it was made.
 
     `layout` is the one it was read in; `reference` is where on the Hub it is, at which `revision`;
-    `config_sha256` covers its adapter_config.json as sorted JSON without spaces.
+    `config_sha256` covers its adapter_config.json as sorted JSON without spaces. One that follows
+    from a base model is `derived`: what was typed for it, without the rank.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     reference: str | None = None
     revision: str | None = None
     made: "Record | None" = None
+    derived: tuple[str, ...] = ()
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -76,6 +78,7 @@ def source(adapter: Adapter, sha256: str = UNKNOWN) -> Source:
         reference=adapter.origin.uri if adapter.origin else None,
         revision=adapter.origin.revision if adapter.origin else None,
         made=made(adapter)[0],
+        derived=adapter.derived,
     )
 
 

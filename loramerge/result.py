@@ -13,7 +13,7 @@ from loramerge.plan import Plan
 from loramerge.publish import compute_into, default_name, destination
 from loramerge.report import Report
 
-__all__ = ["Result", "compute"]
+__all__ = ["Result", "compute", "place"]
 
 
 class Result:
@@ -39,13 +39,21 @@ class Result:
         would be replaced.
         """
         final = destination(self._plan, str(path), force)
-        with staged(final, force) as directory:
-            if final.suffix == ".safetensors":
-                shutil.copyfile(self._weights, directory / final.name)
-            else:
-                for file in self._files.iterdir():
-                    shutil.copyfile(file, directory / file.name)
+        place(self._files, final, force)
         return final
+
+
+def place(files: Path, final: Path, force: bool) -> None:
+    """Copy a computed directory, or of it the weights alone where one file is asked for."""
+    with staged(final, force) as directory:
+        found = [files] if files.is_file() else list(files.iterdir())
+        if final.suffix == ".safetensors":
+            (weights,) = (file for file in found if file.suffix == ".safetensors")
+            shutil.copyfile(weights, directory / final.name)
+            return
+        for file in found:
+            name = f"{final.name}.safetensors" if file == files else file.name
+            shutil.copyfile(file, directory / name)
 
 
 def result_name(plan: Plan) -> str:

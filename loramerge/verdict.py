@@ -10,7 +10,7 @@ from loramerge.adapter import Adapter, TensorSource
 from loramerge.difference import difference
 from loramerge.errors import GateError, LoramergeError
 from loramerge.record import tensors_sha256
-from loramerge.report import Report
+from loramerge.retrace import Made, Remade
 
 __all__ = ["Measured", "Verdict", "digest_of", "judge"]
 
@@ -39,7 +39,7 @@ class Verdict:
     where every bit is the same.
     """
 
-    report: Report
+    made: Made
     ulps: int | None
     relative: float
     where: str
@@ -53,10 +53,9 @@ class Verdict:
     def text(self) -> str:
         """In words."""
         if self.same:
-            return f"the same tensors, bit for bit ({self.report.tensors_sha256[:16]})"
+            return f"the same tensors, bit for bit ({self.made.tensors_sha256[:16]})"
         if self.ulps is not None and self.ulps <= ULPS:
-            dtype = self.report.plan.dtype
-            return f"within {self.ulps} unit in the last place of {dtype}; {self.where}"
+            return f"within {self.ulps} unit in the last place of each number; {self.where}"
         return f"within {self.relative:.2g} of every delta weight; {self.where}"
 
 
@@ -71,18 +70,18 @@ def judge(
     there: Adapter,
     digest: str,
     measured: Measured | None,
-    again: Adapter,
-    report: Report,
+    again: Remade,
 ) -> Verdict:
     """Compare the file `there` was, of this digest, with the one made `again`.
 
     Raises GateError where they differ by more than the machines and versions explain.
     """
-    if report.tensors_sha256 == digest:
-        return Verdict(report, 0, 0.0, "")
-    here = Measured(report.tensors_sha256, report.device, report.machine, dict(report.versions))
+    made = again.made
+    if made.tensors_sha256 == digest:
+        return Verdict(made, 0, 0.0, "")
+    here = Measured(made.tensors_sha256, made.device, made.machine, dict(made.versions))
     alike = measured is not None and _kind(measured) == _kind(here)
-    ulps, relative = _ulps(there.source, again.source), _relative(there, again)
+    ulps, relative = _ulps(there.source, again.adapter.source), _relative(there, again.adapter)
     where = f"made on {_kind(measured) if measured else 'an unknown machine'}, here {_kind(here)}"
     near = ulps is not None and ulps <= ULPS
     if alike or not (near or relative <= RELATIVE):
@@ -91,7 +90,7 @@ def judge(
             f"{output} comes out different: {apart}, {relative:.2g} of a delta weight; {where}.",
             "the same versions on the same kind of machine give the same bits",
         )
-    return Verdict(report, ulps, relative, where)
+    return Verdict(made, ulps, relative, where)
 
 
 def _kind(measured: Measured) -> str:

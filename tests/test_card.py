@@ -104,3 +104,12 @@ def test_the_card_shows_the_measured_errors(three: list[Path]) -> None:
     text = card(report)
     assert f"| whole adapter | {report.relative_error:.3g} | {report.energy:.6g} |" in text
     assert f"| {report.worst.name} | {report.worst.relative_error:.3g} |" in text
+
+
+def test_the_card_says_how_to_check_it(three: list[Path], tmp_path: Path) -> None:
+    out = lm.squeeze(three[0], rank=2)[0].save(tmp_path / "out")
+    line = re.search(
+        r"`loramerge reproduce path/to/this/directory`", (out / "README.md").read_text()
+    )
+    assert line
+    assert typed("reproduce", out).code == 0

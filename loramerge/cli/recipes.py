@@ -126,10 +126,10 @@ def reproduce(
     """Make a result again from its own record, and say whether it is the same.
 
     A result holds in its header the recipe and the sha256 of every source. Sources are found by
-    name beside OUTPUT or in --sources, or by their sha256 there, or on the Hub at the recorded
-    revision; results of earlier steps are made again where they are gone. Sources that changed are
-    refused. On the same kind of machine with the same versions every bit must be the same;
-    elsewhere 1 unit in the last place of the stored dtype, or 1e-6 of any delta weight, is
+    name beside OUTPUT, here or in --sources, or by their sha256 there, or on the Hub at the
+    recorded revision; results of earlier steps are made again where they are gone. Sources that
+    changed are refused. On the same kind of machine with the same versions every bit must be the
+    same; elsewhere 1 unit in the last place of the stored dtype, or 1e-6 of any delta weight, is
     allowed. Exit code 3 beyond that. A single file does not tell where it was made: for one, the
     latter is allowed everywhere.
     """
@@ -146,12 +146,12 @@ def reproduce(
         verdict = reproduce(output, places, out, force, device, listen, allow_pickle=allowed)
     if json:
         facts = {"ulps": verdict.ulps, "relative": verdict.relative, "same": verdict.same}
-        echo_json({"output": out or output, **facts, **verdict.report.as_json()})
+        echo_json({"output": out or output, **facts, **verdict.made.as_json()})
         return
     if not quiet:
         rows = [
             Row("reproduced", verdict.text),
-            Row("recipe", verdict.report.plan.recipe.method.name),
+            Row("recipe", verdict.made.as_json()["recipe"]["method"]),
         ]
         print_rows(rows)
     click.echo(out or output)

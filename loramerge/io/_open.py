@@ -12,12 +12,12 @@ from loramerge.io._disk import find_on_disk
 from loramerge.io._foreign import recognise, samples
 from loramerge.io._hub import find_on_hub
 from loramerge.io._layout import Given, Layout
-from loramerge.io._reference import hub_reference
+from loramerge.io._reference import HubReference, hub_reference
 from loramerge.io._source import Source
 from loramerge.options import did_you_mean
 from loramerge.registry import layout_names, load
 
-__all__ = ["layout", "layouts", "open_adapter"]
+__all__ = ["layout", "layouts", "on_hub", "open_adapter"]
 
 
 def layouts() -> list[Layout]:
@@ -53,7 +53,7 @@ def open_adapter(
     AdapterError with the reason for anything that is not a readable adapter, HubError where the
     Hub does not give it.
     """
-    place = None if _exists(reference) else hub_reference(reference)
+    place = on_hub(reference)
     files = (
         find_on_hub(place, look, allow_pickle) if place else find_on_disk(reference, allow_pickle)
     )
@@ -72,12 +72,16 @@ def open_adapter(
     return replace(adapter, alpha=alpha, named=named, origin=files.origin, licence=files.licence)
 
 
-def _exists(reference: str) -> bool:
-    """Whether the text is a path here, even one that the system refuses to look at."""
+def on_hub(reference: str) -> HubReference | None:
+    """The place on the Hub that a reference means; None for a path, or what can only be one.
+
+    A path that exists wins, even one that the system refuses to look at.
+    """
     try:
-        return Path(reference).expanduser().exists()
+        here = Path(reference).expanduser().exists()
     except OSError:
-        return True
+        here = True
+    return None if here else hub_reference(reference)
 
 
 def _unscaled(adapter: Adapter) -> Adapter:

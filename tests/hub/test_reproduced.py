@@ -4,6 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from tests.hub.conftest import TOKEN
 from tests.hub.store import Hub
 from tests.test_api import bytes_of
 from tests.typed import typed
@@ -30,6 +33,24 @@ def test_a_third_party_needs_nothing_but_the_output(
     again = typed("reproduce", elsewhere / "out", "-o", elsewhere / "again")
     assert again.code == 0, again.err
     assert bytes_of(elsewhere / "again") == bytes_of(Path("out"))
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_what_was_pushed_is_reproduced_from_its_download_or_where_it_is(
+    hub: Hub, adapter: dict[str, bytes], tmp_path: Path, here: Path
+) -> None:
+    hub.create("user/repo", adapter)
+    words = ("squeeze", "user/repo@main", "--rank", "2", "--push", "me/repo-r2")
+    assert typed(*words, env={"HF_TOKEN": TOKEN}).code == 0
+    first = bytes_of(Path("repo-r2"))
+    shutil.rmtree("repo-r2")
+    assert typed("pull", "me/repo-r2").code == 0
+    for name in ("repo-r2", "me/repo-r2"):
+        done = typed("reproduce", name, "-o", "again", "-f")
+        assert done.code == 0, done.err
+        assert "the same tensors, bit for bit" in done.err
+        assert bytes_of(Path("again")) == first
+    assert "reproduce me/repo-r2" in Path("repo-r2/README.md").read_text()
 
 
 def test_a_recipe_of_references_is_saved_as_it_was_typed(
