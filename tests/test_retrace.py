@@ -1,4 +1,4 @@
-"""The ways results were made, made again: conversions, pieces, and what a base model was needed for."""
+"""Results made again by way of conversions, pieces, and with what a base model was needed for."""
 
 import shutil
 from pathlib import Path
