@@ -5,9 +5,10 @@ n in features, r rank, s sum of ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from msgspec import Struct, field
 
 from loramerge.origin import Origin
 
@@ -38,8 +39,7 @@ __all__ = [
 Kind: TypeAlias = Literal["linear", "embedding", "conv", "parameter"]
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(Struct, frozen=True):
     """A delta weight in factored form, scaling folded in: dW = B @ A.
 
     A [*b, r, n], B [*b, m, r]; numpy arrays on the CPU, torch tensors on a GPU.
@@ -54,8 +54,7 @@ class LowRank:
         return int(self.A.shape[-2])
 
 
-@dataclass(frozen=True, slots=True)
-class Updates:
+class Updates(Struct, frozen=True):
     """What a merge method sees of one module (or a batch of equal ones).
 
     `factors` hold the adapters that have the module, in the user's order, `weights` their weights
@@ -98,8 +97,7 @@ class Updates:
         return sum(f.rank for f in self.factors) / len(self.factors)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(Struct, frozen=True):
     """One tensor as a safetensors header describes it: dtype name, shape, byte range."""
 
     dtype: str
@@ -149,8 +147,7 @@ def paired(source: TensorSource, module: "Module") -> LowRank:
     return LowRank(A.reshape(terms, module.in_features), B.reshape(module.out_features, terms))
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(Struct, frozen=True):
     """One adapted layer, from the header alone.
 
     out_features m and in_features n describe B @ A, so a convolution counts
@@ -179,8 +176,7 @@ class Module:
         return self.out_features, self.in_features
 
 
-@dataclass(frozen=True, slots=True)
-class Extra:
+class Extra(Struct, frozen=True):
     """A stored tensor that is not part of a low-rank pair: a saved head, a bias, an embedding."""
 
     key: str
@@ -188,8 +184,7 @@ class Extra:
     info: TensorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Struct, frozen=True):
     """Something that makes the file more than plain LoRA: why it is refused, what to do instead."""
 
     name: str
@@ -197,8 +192,7 @@ class Variant:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(Struct, frozen=True):
     """A named set of modules, their tensors on demand, and everything else the file holds.
 
     `naming` is the vocabulary its module names are from: two adapters of one model agree in names

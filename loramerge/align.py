@@ -1,8 +1,10 @@
 """Which modules of which adapters belong together; every mismatch is named, all at once."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import IncompatibleError, UsageError, listed
@@ -12,8 +14,7 @@ from loramerge.weights import ModuleWeight, Weights
 __all__ = ["Aligned", "Alignment", "align", "reach", "weighed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Aligned:
+class Aligned(Struct, frozen=True):
     """One module of the result: its counterpart in each adapter and that one's weight in it.
 
     A counterpart is None where it is absent or has no weight.
@@ -39,8 +40,7 @@ class Aligned:
         return min(sum(self.ranks), *self.model.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
+class Alignment(Struct, frozen=True):
     """The modules to compute, and the names of those left out with the reason.
 
     excluded: by the user; skipped: not in every adapter; weightless: of weight 0 in all of them.

@@ -5,9 +5,10 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Extra
@@ -29,8 +30,7 @@ FLOATS = frozenset(SAVE_DTYPES.values())
 Content = Callable[[], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Baked:
+class Baked(Struct, frozen=True):
     """What was written: modules whose weight changed, tensors replaced, all tensors, bytes."""
 
     modules: int

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from threading import Lock
 from typing import Any
+
+from msgspec.structs import replace
 
 from loramerge.align import Aligned
 from loramerge.compute import Compute

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, public_base
 from loramerge.errors import IncompatibleError, LoramergeError

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
 from loramerge.align import Aligned
@@ -22,8 +24,7 @@ from loramerge.trials import Trial, Tried, measured, trial
 __all__ = ["Compared", "compare_methods", "recipes"]
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """One method: its recipe, what it would give, and the seconds it computed, of all threads."""
 
     name: str

@@ -5,9 +5,10 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
+
+from msgspec import Struct
 
 from loramerge._lazy import np, threadpoolctl, torch
 from loramerge.adapter import Array, LowRank
@@ -43,8 +44,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(Struct, frozen=True):
     """A resolved choice: device name, dtype of the factors, worker threads on the CPU."""
 
     device: str = "cpu"

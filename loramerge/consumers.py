@@ -6,8 +6,9 @@ scale is the dangerous one: the adapter loads without a word, and does something
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 from loramerge.adapter import Adapter
 from loramerge.errors import listed
@@ -25,8 +26,7 @@ PIPELINES = ("comfy", "diffusers", "kohya", "xlabs")
 MAKE_PLAIN = "loramerge cat {0} -o portable"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What a program makes of an adapter, the reason, and what to type where it is not right."""
 
     state: State

@@ -1,8 +1,10 @@
 """What converting an adapter into another layout will do, decided from its header alone."""
 
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Module, paired
@@ -21,8 +23,7 @@ SINGLE = ".safetensors"
 FORMAL = frozenset(("format", KEY))
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(Struct, frozen=True):
     """What will be done, from the header alone.
 
     `adapter` has the names of the target; `folded` are the modules whose scale goes into B.

@@ -7,11 +7,12 @@ nothing. A scale that it cannot say is folded into B, in float32, once.
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge._lazy import np
 from loramerge._version import __version__
@@ -34,8 +35,7 @@ from loramerge.record import KEY, UNKNOWN
 __all__ = ["Converted", "convert"]
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(Struct, frozen=True):
     """What was written; `rounded` are the modules whose factors lost bits in the stored dtype."""
 
     plan: Conversion

@@ -5,7 +5,8 @@ that compressing and merging it stream as always, and measure their error agains
 """
 
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, Form, LowRank, Module, TensorSource, source_name

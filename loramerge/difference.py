@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from loramerge.adapter import Adapter, LowRank
 from loramerge.align import Aligned, align
@@ -14,8 +15,7 @@ from loramerge.linalg.factors import Closeness, compare
 __all__ = ["Difference", "ModuleDifference", "difference"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleDifference:
+class ModuleDifference(Struct, frozen=True):
     """One module of A and B: squared norms of both delta weights, inner product, squared gap."""
 
     name: str
@@ -42,8 +42,7 @@ class ModuleDifference:
         return math.sqrt(self.b / self.a) if self.a > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """Every module of two adapters, and the modules only one of them has."""
 
     modules: tuple[ModuleDifference, ...]

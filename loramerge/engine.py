@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
+
+from msgspec.structs import replace
 
 from loramerge._spool import Spool
 from loramerge._version import __version__

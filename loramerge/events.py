@@ -1,22 +1,21 @@
 """What happens while a plan runs, told to whoever listens: the terminal, a test, nobody."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 __all__ = ["Advanced", "Event", "Listener", "Started", "silent"]
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """A stage begins: its name and how many modules it will touch."""
 
     stage: str
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class Advanced:
+class Advanced(Struct, frozen=True):
     """`count` more modules of the current stage are done."""
 
     count: int

@@ -4,10 +4,10 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
+from msgspec import Struct, field
 
 from loramerge.errors import UsageError
 
@@ -68,8 +68,7 @@ SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 METAVARS: Mapping[type, str] = {int: "N", float: "X"}
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """One declared option: everything a flag, a docs row or a bad value in a test needs.
 
     What a type cannot say stands in `Meta(extra=...)`: `short` flag, `group` it is listed under
@@ -160,8 +159,7 @@ def _option(name: str, hint: Any, default: Any) -> Option:
     )
 
 
-@dataclass
-class _Parts:
+class _Parts(Struct):
     plain: list[type]
     words: tuple[str, ...]
     metas: list[msgspec.Meta]

@@ -1,12 +1,11 @@
 """Where on the Hub an adapter comes from, and the names that follow from it."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 __all__ = ["Origin"]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where on the Hub an adapter comes from: repository, commit, path of its weights file.
 
     `sha256` is the weights file's, where the Hub states it.

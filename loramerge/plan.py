@@ -1,9 +1,10 @@
 """From a recipe and the headers of its adapters to what will be done; no tensor is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Module, public_base, source_name
@@ -25,8 +26,7 @@ __all__ = ["Plan", "assumed", "check_variants", "make_plan", "written_as"]
 KEPT = ("first", "mean")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Everything decided before a tensor is read.
 
     `ranks` are the kept ranks by module, where they follow from the headers; they are upper bounds

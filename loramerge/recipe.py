@@ -7,10 +7,11 @@ settings every computing command shares.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.errors import UsageError
 from loramerge.linalg.ranks import Criterion
@@ -23,8 +24,7 @@ from loramerge.weights import Weights, check_places, module_weight
 __all__ = ["Named", "Recipe", "find", "fixed", "flags", "make_recipe", "options_of", "settings_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Struct, frozen=True):
     """One input as the user named it: reference, weight, and --alpha and --from where given."""
 
     reference: str
@@ -33,8 +33,7 @@ class Named:
     layout: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(Struct, frozen=True):
     """A checked recipe: every value of the right type and in range."""
 
     method: Method

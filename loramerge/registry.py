@@ -3,9 +3,10 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from loramerge.adapter import Array, LowRank, Module, Updates
 from loramerge.errors import UsageError
@@ -49,8 +50,7 @@ def nothing(options: Options, modules: Sequence[Module]) -> list[str]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(Struct, frozen=True):
     """The option of a method that can be tried over many values while a module is at hand.
 
     `rule` takes the updates, the options and the values, and gives in their order what the method
@@ -62,8 +62,7 @@ class Sweep:
     example: str
 
 
-@dataclass(frozen=True, slots=True)
-class Census:
+class Census(Struct, frozen=True):
     """What a method must count over the whole adapter before it can merge a module.
 
     With some options it takes `passes` over all modules. In each, `count` says what a batch adds to
@@ -77,8 +76,7 @@ class Census:
     settle: Callable[[Any, Any, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(Struct, frozen=True):
     """A registered method: the rule, its options, and what help, docs and the engine must know.
 
     `takes` says whether it merges many adapters or compresses one; `scale` is its own default for
@@ -147,8 +145,7 @@ class Method:
         return f"needs {self.needs}; {PLACES[self.place]}; {COSTS[self.cost]}{scored}"
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
+class Preset(Struct, frozen=True):
     """A name people search for: a method with some of its values set. Data, not code."""
 
     name: str

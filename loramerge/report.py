@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from loramerge.adapter import public_base
 from loramerge.errors import listed
@@ -20,8 +20,7 @@ SCHEMA_VERSION = 1
 COPIES = 1e3
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleReport:
+class ModuleReport(Struct, frozen=True):
     """One module: ranks, and squared norms of the exact weighted sum, the result, and their gap.
 
     `condition` is that of the problem the method solved, where it reports one.
@@ -63,8 +62,7 @@ def whole_energy(modules: Sequence[ModuleReport]) -> float:
     return sum(m.energy * m.target for m in modules) / target
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """Everything a user must know about one result.
 
     `scale` is the factor on the merge before truncation, `others` what the other policies would

@@ -3,8 +3,9 @@
 import shutil
 import tempfile
 import weakref
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from loramerge.events import Listener, silent
 from loramerge.io._open import open_adapter

@@ -2,9 +2,11 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
 from loramerge.conversion import SINGLE, plan_conversion
@@ -49,8 +51,7 @@ class Made(Protocol):
         """What stands beside the weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remade:
+class Remade(Struct, frozen=True):
     """A result made again; `files` is where, a directory or one file."""
 
     adapter: Adapter
@@ -58,8 +59,7 @@ class Remade:
     files: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(Struct, frozen=True):
     """A record with each of its sources found, or to be made again from a record of its own."""
 
     record: Record

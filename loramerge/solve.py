@@ -1,9 +1,11 @@
 """One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.align import Aligned
@@ -30,16 +32,14 @@ __all__ = [
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """The exact weighted sum of one module, with its Gram matrices where they are known."""
 
     update: LowRank
     known: Grams | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """What is kept of every module until the end: small.
 
     Singular values and totals are there where ranks or the scale follow from the whole adapter.
@@ -51,8 +51,7 @@ class Seen:
     condition: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Solved:
+class Solved(Struct, frozen=True):
     """The result for one module: numpy factors, no batch dimension.
 
     Where ranks are not decided yet, the update has every rank it may keep, in decreasing order.

@@ -1,7 +1,9 @@
 """What must see the whole adapter before anything is final: ranks, and the length of a merge."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank
 from loramerge.compute import FLOOR
@@ -17,8 +19,7 @@ ROUNDING_MARGIN = 1.1
 POLICIES: tuple[ScaleName, ...] = ("paper", "auto", "norm", "ls")
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     """What the first pass over all modules decided."""
 
     ranks: Mapping[str, int]

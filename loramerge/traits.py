@@ -1,8 +1,9 @@
 """What is said of a method beside what it does: where it works, what it costs, how it scored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 __all__ = ["COSTS", "PLACES", "Cost", "Place", "Score"]
 
@@ -21,8 +22,7 @@ COSTS: Mapping[Cost, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(Struct, frozen=True):
     """Exact match measured on the testbed: eight adapters in one, or one squeezed.
 
     `row` names the line of the quality table that measured it.

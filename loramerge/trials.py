@@ -5,9 +5,10 @@ Every module is read once for all values, and nothing is written.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+
+from msgspec import Struct
 
 from loramerge.adapter import Adapter
 from loramerge.align import Aligned
@@ -36,8 +37,7 @@ from loramerge.survey import decide
 __all__ = ["Trial", "Tried", "measured", "sweep", "sweep_recipes", "trial"]
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """What one value would give, before its factors are rounded to a stored dtype.
 
     `ranks` are the kept ranks by module, `parameters` how many numbers they hold, `scale` the
@@ -106,8 +106,7 @@ def sweep(
     return tuple(map(trial, plans, zip(*tried, strict=True), swept))
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(Struct, frozen=True):
     """One module under one plan: what decides ranks and scale, and numbers before the scale."""
 
     seen: Seen

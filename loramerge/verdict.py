@@ -1,9 +1,9 @@
 """Whether a result made again is the one there was: bit for bit, or how far from it."""
 
 import hashlib
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, TensorSource
@@ -30,8 +30,7 @@ class Measured(msgspec.Struct, frozen=True):
     versions: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """How near the result made again is to the one there was.
 
     `ulps` is the largest distance of two entries in units of the last place, None where tensors

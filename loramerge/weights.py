@@ -2,7 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from loramerge.errors import UsageError
 from loramerge.patterns import matches
@@ -14,8 +15,7 @@ EXPECTED = "[N:]GLOB=X with a finite number X"
 EXAMPLE = "--module-weight 'layers.0-7.*=0.5'"
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleWeight:
+class ModuleWeight(Struct, frozen=True):
     """A factor on the weight of one adapter, or of all, in the modules that match a glob.
 
     `text` is as it was typed; `adapter` is a place from 0 on, None for all adapters.
@@ -38,8 +38,7 @@ class ModuleWeight:
         return self.factor if meant else 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Struct, frozen=True):
     """The --weight of each adapter and every --module-weight; factors that meet multiply."""
 
     adapters: tuple[float, ...]

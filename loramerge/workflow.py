@@ -7,7 +7,8 @@ stand in a list, `steps`. `output` is where the last result goes.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from loramerge.errors import UsageError
 from loramerge.io._open import layout
@@ -26,16 +27,14 @@ OF_ADAPTER = ("reference", "weight", "alpha", "from")
 NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One method on adapters or on the results of earlier steps, by their names."""
 
     recipe: Recipe
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Workflow:
+class Workflow(Struct, frozen=True):
     """The steps of a recipe file, checked; `base_model` is what every adapter must be for."""
 
     steps: tuple[Step, ...]
@@ -66,8 +65,7 @@ def make_workflow(found: Value, where: str) -> Workflow:
     )
 
 
-@dataclass
-class _Reader:
+class _Reader(Struct):
     """Reads a document and collects what is wrong with it."""
 
     problems: list[Problem] = field(default_factory=list)

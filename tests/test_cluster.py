@@ -1,9 +1,8 @@
 """The laws of `cluster` (LoRA-LEGO): what may and what may not change its result."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms.cluster import ClusterOptions, cluster

@@ -1,10 +1,10 @@
 """Decorrelate: its formulas written out dense in float64, its laws, and whose input is whose."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import loramerge as lm
 from loramerge.adapter import LowRank, Updates

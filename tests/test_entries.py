@@ -1,10 +1,10 @@
 """SCE and Consensus Merging, against their algorithms written out in float64, and by their laws."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms.consensus import ConsensusOptions, consensus

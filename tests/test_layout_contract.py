@@ -3,11 +3,11 @@
 import json
 import math
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
 from loramerge.compute import encode, save_dtype

@@ -1,11 +1,11 @@
 """What every registered method keeps to. The suite grows by itself with every file that is one."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import loramerge
 from loramerge.adapter import LowRank, Updates

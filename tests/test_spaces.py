@@ -1,9 +1,8 @@
 """Spaces: coordinates of updates, computed from thin factors, and the way back."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms import _spaces

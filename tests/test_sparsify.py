@@ -1,10 +1,10 @@
 """Sparsifiers, against each paper's words written out, and by the laws of thinning."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms._options import SparseOptions

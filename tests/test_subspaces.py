@@ -1,9 +1,8 @@
 """Iso, STAR, WUDI and Compress-then-Merge against their papers written out, dense and float64."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.algorithms.ctm import CtmOptions, ctm
 from loramerge.algorithms.iso import IsoOptions, iso

@@ -1,9 +1,8 @@
 """What every method keeps to that works on singular vectors. It grows by itself, like the other."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from tests.entries import apart

@@ -1,10 +1,10 @@
 """TIES, against its algorithm written out in float64, and by its laws."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import loramerge
 from loramerge.adapter import LowRank, Updates

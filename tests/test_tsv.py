@@ -1,10 +1,10 @@
 """TSV-M against the paper written out, densely and in float64, and where it must differ."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import loramerge
 from loramerge.adapter import LowRank, Updates

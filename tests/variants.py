@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.options import Options, describe

@@ -7,8 +7,9 @@ tiles nor threads change what is chosen.
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from loramerge.adapter import Array, Updates
 from loramerge.algorithms._options import SparseOptions
@@ -27,8 +28,7 @@ HIGH, LOW = 18, 13
 EVERY = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Struct, frozen=True):
     """Magnitudes of each adapter by range, and how many there are: int64 [T, 2^18], int64 [T]."""
 
     ranges: Array
@@ -38,16 +38,14 @@ class Spread:
         return Spread(self.ranges + other.ranges, self.entries + other.entries)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a threshold lies: in this range, so many from its top; 0 is above everything."""
 
     at: int
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class Details:
+class Details(Struct, frozen=True):
     """How often each value of a threshold's range occurs: in all, and by module.
 
     total int64 [T, thresholds, values]; a module has values and their counts for each of these.
@@ -60,8 +58,7 @@ class Details:
         return Details(self.total + other.total, {**self.modules, **other.modules})
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """A threshold, and how many entries equal to it are chosen in each module."""
 
     value: float

@@ -1,8 +1,9 @@
 """The largest entries of an update: those of each module, or those of the whole model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from loramerge.adapter import Array
 from loramerge.algorithms._options import SparseOptions
@@ -19,8 +20,7 @@ ROUNDING = 1e-12
 Choice: TypeAlias = Callable[[Array, int], Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(Struct, frozen=True):
     """A threshold of the whole model: entries above it, and the first `equals` of each module."""
 
     value: float

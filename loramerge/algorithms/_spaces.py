@@ -6,8 +6,10 @@ formed tile by tile. A plain sum is the same update in all of them; anything els
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.dense import compress
@@ -30,8 +32,7 @@ CPU_TILE, GPU_TILE = 2**20, 2**27
 SAMPLE = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(Struct, frozen=True):
     """Every weighted update w_t dW_t in the coordinates of a space, as factors.
 
     factors: A [*b, r_t, q], B [*b, p, r_t]; keys of random masks as in Updates. left [*b, m, p] and

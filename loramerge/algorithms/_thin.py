@@ -6,7 +6,7 @@ matrices it does with those of the small M_t, and no m x n matrix is ever there.
 canonical bases: only what does not depend on their choice may be done in them.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.factors import concat
@@ -22,8 +22,7 @@ __all__ = ["Thin", "Triples", "polar", "thin"]
 SHORT = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class Triples:
+class Triples(Struct, frozen=True):
     """Singular triples of all updates side by side: U [*b, p, K], s [*b, K], V [*b, q, K].
 
     Those of one update stand together, in falling order; `ranks` counts them. s >= 0: the sign of
@@ -36,8 +35,7 @@ class Triples:
     ranks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Thin:
+class Thin(Struct, frozen=True):
     """Every M_t [*b, p, q] as factors in float64: A [*b, r_t, q], B [*b, p, r_t]."""
 
     left: Basis

@@ -1,11 +1,10 @@
 """LoRA-LEGO: rank-wise clustering of minimal semantic units."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._gauges import Gauge, gauged
@@ -102,8 +101,7 @@ def cluster(updates: Updates, options: ClusterOptions) -> LowRank:
     return _clustered(_units(updates, options), options, updates.seed)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Units:
+class _Units(Struct, frozen=True):
     """All MSUs of a module, with their inner products, and signs that make them agree."""
 
     pooled: LowRank

@@ -1,9 +1,9 @@
 """Compress-then-Merge: a common subspace of the output's rank first, then a rule inside it."""
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._options import SparseOptions

@@ -1,9 +1,9 @@
 """One update less what lies in the span of others."""
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms._spaces import encode

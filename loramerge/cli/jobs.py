@@ -3,12 +3,13 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from loramerge.cli.command import given_by_environment
 from loramerge.cli.inputs import named_adapters, opened
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(Struct, frozen=True):
     """Where results go and how they are shown."""
 
     out: str | None
@@ -56,7 +56,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     typed = context.meta["typed"]
     adapters = list(given.pop("adapters"))
     said = given.pop("weight", ()), given.pop("alpha"), given.pop("from_")
-    wishes = Wishes(**{key: given.pop(key, None) for key in Wishes.__dataclass_fields__})
+    wishes = Wishes(**{key: given.pop(key, None) for key in Wishes.__struct_fields__})
     values = _values(context, given, wishes.quiet)
     if not adapters and method.takes == "one":
         adapters = [_here(name, typed, wishes.quiet)]

@@ -4,10 +4,10 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TextIO
 
 import click
+from msgspec import Struct
 
 __all__ = ["Row", "coloured", "print_rows", "print_table", "width"]
 
@@ -42,8 +42,7 @@ def _stream(err: bool) -> TextIO:
     return sys.stderr if err else sys.stdout
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """A label and what it says; `fg` colours both."""
 
     label: str

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from loramerge.adapter import Array, TensorInfo
 from loramerge.errors import AdapterError, listed
@@ -23,8 +24,7 @@ QUANTISED = (
 PREFIXES = ("", "model.", "transformer.", "base_model.", "language_model.")
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """An open model: which shard holds which tensor. A TensorSource over all of them."""
 
     path: Path

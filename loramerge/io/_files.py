@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from loramerge.errors import AdapterError
 from loramerge.io._source import Source
@@ -25,8 +26,7 @@ TEXT_LIMIT = 1_000_000
 AGAIN = "save the adapter again"
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """The files of one adapter: opened weights, the config with them, and what the Hub says.
 
     `beside` tells that the config lies beside weights of another name than PEFT's.

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from loramerge.io._pipeline import PREFIXED
 
 __all__ = ["FOREIGN", "Foreign", "recognise", "samples"]
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(Struct, frozen=True):
     """A layout by the keys that give it away, and what a user can do with it today."""
 
     name: str

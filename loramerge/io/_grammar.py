@@ -3,7 +3,9 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Kind, Module, TensorInfo
 from loramerge.errors import AdapterError, listed
@@ -25,8 +27,7 @@ MAX_RANK = 65536
 INCOMPLETE = "the file is incomplete: save it or download it again"
 
 
-@dataclass(frozen=True, slots=True)
-class Grammar:
+class Grammar(Struct, frozen=True):
     """A table of roles: each a regular expression with a group named `module`."""
 
     roles: tuple[tuple[str, re.Pattern[str]], ...]

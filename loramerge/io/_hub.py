@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, cast
+
+from msgspec import Struct
 
 from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
 from loramerge.adapter import Adapter
@@ -40,16 +41,14 @@ EMPTY = 416
 PARALLEL = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """A file as the Hub lists it: bytes, and the sha256 of one kept outside git."""
 
     size: int | None = None
     sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Repository:
+class Repository(Struct, frozen=True):
     """A repository at one commit; `name` is its own, where it was asked for by an old one."""
 
     asked: HubReference

@@ -1,8 +1,9 @@
 """Files to a repository on the Hub: one commit, or a pull request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from loramerge._lazy import huggingface_hub
 from loramerge.errors import UsageError
@@ -13,8 +14,7 @@ from loramerge.io._reference import HubReference, hub_reference
 __all__ = ["Pushed", "check_push", "upload"]
 
 
-@dataclass(frozen=True, slots=True)
-class Pushed:
+class Pushed(Struct, frozen=True):
     """Where files went, and whether anything there was not yet as they are."""
 
     url: str

@@ -1,10 +1,11 @@
 """What a layout file declares: which keys it explains, how they become modules, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import add
 from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct, field
 
 from loramerge.adapter import Adapter, Array, Extra, Module
 from loramerge.compute import encode
@@ -20,8 +21,7 @@ Part: TypeAlias = Literal["A", "B"]
 Join: TypeAlias = Callable[[Sequence[Array]], Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(Struct, frozen=True):
     """An opened file before its layout gives it meaning.
 
     `config` is the adapter_config.json found with the file (None without one); where it merely
@@ -36,8 +36,7 @@ class Given:
     alpha: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Struct, frozen=True):
     """A result before it is written: its modules with their final ranks, nothing computed yet.
 
     A module's `scaling` is what a reader will find, alpha / rank with alpha the largest rank: 1
@@ -89,8 +88,7 @@ def alone(factors: Sequence[Array]) -> Array:
     return factors[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """One tensor of an output file: a part of modules, or bytes from elsewhere, such as a head.
 
     `modules` are those whose A or B (`part`) it holds, nearly always one; `join` makes the tensor
@@ -106,8 +104,7 @@ class Stored:
     content: Callable[[], bytes] = bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """How a draft looks in a layout: tensors, header metadata, files beside it.
 
     `seal` gives the metadata that follows from the file once its tensors are written; until then
@@ -130,8 +127,7 @@ def unwritten(draft: Draft) -> Written:
     raise AssertionError("results of this layout are written in another")
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """One way to store LoRA tensors.
 
     `explains` says whether a key may be this layout's; a file is of the layout that explains all of

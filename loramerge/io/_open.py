@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
 from loramerge.errors import AdapterError, UsageError, listed

@@ -4,8 +4,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from loramerge.adapter import Module
 from loramerge.errors import AdapterError, UsageError
@@ -123,8 +124,7 @@ def scale_of(config: Mapping[str, Any], alpha: float | None) -> Scale:
     return Scale(float(stated), config)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """The config that speaks for a file, None where nothing does, and what had to be assumed."""
 
     config: Mapping[str, Any] | None

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge._lazy import np
 from loramerge.adapter import Array, LowRank, Module, TensorSource
@@ -78,8 +80,7 @@ def _wrapped(path: str, targets: Iterable[str]) -> list[str]:
     return [f"parameter_{place}_of_{len(found)}" for place in range(1, len(found) + 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Expert:
+class _Expert(Struct, frozen=True):
     """A form: one expert of A [E r, in] and B [out, E r]."""
 
     number: int

@@ -7,8 +7,10 @@ have, and which refuses the first three.
 
 import os
 import re
-from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.errors import UsageError
 
@@ -29,8 +31,7 @@ LOCATION = re.compile(
 FORMS = "for example: user/repo, user/repo@main, user/repo:folder, hf://user/repo@main/folder"
 
 
-@dataclass(frozen=True, slots=True)
-class HubReference:
+class HubReference(Struct, frozen=True):
     """A repository, the revision asked for, and a file or folder inside: "" is its root."""
 
     repository: str

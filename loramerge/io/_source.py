@@ -5,9 +5,10 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from loramerge._lazy import np
 from loramerge.adapter import Array, TensorInfo
@@ -70,8 +71,7 @@ class OnDisk:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """An open safetensors file: header known, tensors read by offset, never mapped.
 
     Reading by offset keeps the memory of a run at what it asked for, and a file replaced while

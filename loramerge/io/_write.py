@@ -8,8 +8,10 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.errors import OutputError
 from loramerge.io._header import DTYPE_BYTES
@@ -23,8 +25,7 @@ SINGLE = ".safetensors"
 OURS = frozenset(("adapter_config.json", "adapter_model.safetensors", "loramerge.json"))
 
 
-@dataclass(frozen=True, slots=True)
-class TensorWriter:
+class TensorWriter(Struct, frozen=True):
     """An open safetensors file whose header is written: tensors follow in any order, any thread."""
 
     descriptor: int

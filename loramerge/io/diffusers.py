@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import AdapterError, listed

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
 from loramerge.io._grammar import Grammar, scaled

@@ -1,7 +1,8 @@
 """LoRA-XS and its kin (LoRA-SB, Fed-SB): frozen lora_A and lora_B with a trained r x r core."""
 
 import re
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, LowRank, Module, TensorSource
 from loramerge.errors import AdapterError

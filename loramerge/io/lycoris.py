@@ -1,7 +1,8 @@
 """LyCORIS: one file of LoCon with Tucker cores, LoHa, LoKr, whole differences and plain pairs."""
 
 import re
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Extra, Module
 from loramerge.errors import AdapterError, listed

@@ -2,8 +2,9 @@
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Extra, Kind, Module
 from loramerge.errors import AdapterError, listed

@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Extra, Module
 from loramerge.errors import AdapterError

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Variant
 from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair

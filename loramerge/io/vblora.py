@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, LowRank, Module, TensorSource
@@ -94,8 +95,7 @@ def _module(source: Source, name: str, roles: Mapping[str, str], topk: int) -> M
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Mixture:
+class _Mixture(Struct, frozen=True):
     """A form: pieces of A [r, in / d, d] and B [out / d, r, d] out of a bank [h, d]."""
 
     topk: int

@@ -1,7 +1,8 @@
 """Sums, norms, inner products and exact errors of delta weights, from their factors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.kernels import double, gram, like, namespace
@@ -27,8 +28,7 @@ ROUNDINGS = 100.0
 SINGLE, DOUBLE = 2.0**-23, 2.0**-52
 
 
-@dataclass(frozen=True, slots=True)
-class Closeness:
+class Closeness(Struct, frozen=True):
     """How near a result is to a target: squared norms, inner product, squared distance. All [*b]"""
 
     target: Array
@@ -37,8 +37,7 @@ class Closeness:
     error: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Grams:
+class Grams(Struct, frozen=True):
     """B^T B and A A^T of an update, in float64. Both [*b, r, r]"""
 
     B: Array

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 from loramerge._lazy import np
 from loramerge.adapter import Array
@@ -20,8 +21,7 @@ KOHYA_ZERO = 1e-6
 Allocation: TypeAlias = Literal["uniform", "relative", "sigma", "energy"]
 
 
-@dataclass(frozen=True, slots=True)
-class Criterion:
+class Criterion(Struct, frozen=True):
     """What bounds the ranks: exactly one of the first seven; and in which steps they come.
 
     rank: ranks per module on average; energy: least share of squared singular values kept;

@@ -1,8 +1,9 @@
 """How long a merge is: the factor that brings the whole adapter to the asked-for norm."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 __all__ = ["AUTO_EXPONENT", "ScaleName", "Totals", "factor"]
 
@@ -13,8 +14,7 @@ ScaleName: TypeAlias = Literal["paper", "auto", "norm", "ls"]
 AUTO_EXPONENT = 0.42
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """Squared norms and inner products over all modules of an adapter.
 
     parts: ||w_t dW_t||^2 for each adapter; target: ||sum_t w_t dW_t||^2; result: ||dW_out||^2

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from loramerge.adapter import Array
 from loramerge.linalg.kernels import double, namespace
@@ -18,8 +19,7 @@ MARGIN = 0.025
 Tile = Callable[[slice], Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Largest:
+class Largest(Struct, frozen=True):
     """Which entries are chosen: those above `value`, and those equal to it up to place `last`.
 
     value [*b]; last [*b], a place in row-major order.
@@ -93,8 +93,7 @@ def _bracket(sample: Array, share: Array) -> tuple[Array, Array]:
     return low, high
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
+class _Look(Struct, frozen=True):
     """One pass over the tiles."""
 
     tile: Tile

@@ -8,8 +8,10 @@ Columns are scaled to unit length first, so that one update 1e-6 the size of ano
 ill-conditioned case, and its own singular values stay accurate relative to themselves.
 """
 
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.factors import Grams
@@ -34,8 +36,7 @@ FOLD = 64
 CANCELLED = 100 * 2.0**-52
 
 
-@dataclass(frozen=True, slots=True)
-class Spectrum:
+class Spectrum(Struct, frozen=True):
     """A thin SVD not yet lifted: U = left @ u, Vh = vh @ right, s descending in float64.
 
     left [*b, m, p], u [*b, p, q], s [*b, q], vh [*b, q, p'], right [*b, p', n]. Where these are
@@ -97,8 +98,7 @@ class Reduction(Protocol):
         """The reduced array."""
 
 
-@dataclass(frozen=True, slots=True)
-class Basis:
+class Basis(Struct, frozen=True):
     """X [*b, d, K] = Q C, with Q = columns @ mix orthonormal and C = coefficients in float64."""
 
     columns: Array

@@ -1,11 +1,11 @@
 """Element-wise merging on a GPU: NumPy's masks to the bit, NumPy's choices, NumPy's updates."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 import loramerge
 from loramerge.algorithms._options import SparseOptions

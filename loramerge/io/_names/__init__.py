@@ -8,8 +8,10 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import IncompatibleError, listed
@@ -79,8 +81,7 @@ def _translated(adapter: Adapter, naming: str) -> Adapter:
     return replace(adapter, naming=naming, modules=_modules(adapter, _one_of(adapter, whole)))
 
 
-@dataclass(frozen=True, slots=True)
-class Translation:
+class Translation(Struct, frozen=True):
     """What the names of an adapter are in another vocabulary, as one family sees it.
 
     `found` says which parts each name stands for in diffusers, `targets` which parts make each

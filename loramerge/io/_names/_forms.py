@@ -1,8 +1,10 @@
 """Fused layers and their parts: rows of B taken apart, and put together again, exactly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from loramerge._lazy import np
 from loramerge.adapter import LowRank, Module, TensorSource, paired
@@ -11,8 +13,7 @@ from loramerge.io._names._table import Row
 __all__ = ["fits", "holds", "part_heights", "parts", "together"]
 
 
-@dataclass(frozen=True, slots=True)
-class Excerpt:
+class Excerpt(Struct, frozen=True):
     """Some rows of a module's B, in a new order, and those of its terms that reach them."""
 
     whole: Module
@@ -27,8 +28,7 @@ class Excerpt:
         return LowRank(A[list(self.terms)], B[:, list(self.terms)])
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(Struct, frozen=True):
     """Modules over the same inputs, one below the other; None where one is absent.
 
     A holds their A one below the other and B is block-diagonal; where all share one A, B is their

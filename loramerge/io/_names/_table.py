@@ -6,14 +6,14 @@ other vocabularies fuse some of them. A row says so once for all numbers, writte
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
+
+from msgspec import Struct, field
 
 __all__ = ["Component", "Family", "Row", "Spelling", "identical", "rows"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """A layer as it is called in some vocabulary, and the layers it is in diffusers.
 
     Where these are several, their weights stand one below the other. `shares` are the rows of each
@@ -38,8 +38,7 @@ def identical(table: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(Row(part, (part,)) for row in table for part in row.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Spelling:
+class Spelling(Struct, frozen=True):
     """One way to write the names of a table: below a prefix, `flat` with _ in place of dots."""
 
     prefix: str
@@ -51,8 +50,7 @@ class Spelling:
         return self.prefix + (row.name.replace(".", "_") if self.flat else row.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
+class Component(Struct, frozen=True):
     """A model of a pipeline by diffusers' name, and its spellings by vocabulary.
 
     The first spelling of a vocabulary is the one that is written, the others are read as well.
@@ -62,16 +60,14 @@ class Component:
     spellings: Mapping[str, tuple[Spelling, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A name that was recognised: its row, its numbers, and the parts' full names in diffusers."""
 
     row: Row
     parts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Spelt:
+class Spelt(Struct, frozen=True):
     """What a part in diffusers' names belongs to: a layer by its name, and which of its parts."""
 
     name: str
@@ -79,8 +75,7 @@ class Spelt:
     whole: Found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Family:
+class Family(Struct, frozen=True, eq=False):
     """Models of one architecture.
 
     `called` finds them in what a file says of its base model, in small letters and digits only;
@@ -107,8 +102,7 @@ class Family:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A row in one spelling, numbers left open."""
 
     name: str
