@@ -10,8 +10,6 @@ __all__ = [
     "hub_utils",
     "huggingface_hub",
     "np",
-    "sklearn",
-    "sklearn_cluster",
     "threadpoolctl",
     "torch",
     "yaml",
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     import huggingface_hub.errors as hub_errors
     import huggingface_hub.utils as hub_utils
     import numpy as np
-    import sklearn
-    import sklearn.cluster as sklearn_cluster
     import threadpoolctl
     import torch
     import yaml
@@ -44,8 +40,6 @@ else:
     hub_utils = Lazy("huggingface_hub.utils")
     huggingface_hub = Lazy("huggingface_hub")
     np = Lazy("numpy")
-    sklearn = Lazy("sklearn")
-    sklearn_cluster = Lazy("sklearn.cluster")
     threadpoolctl = Lazy("threadpoolctl")
     torch = Lazy("torch")
     yaml = Lazy("yaml")

@@ -3,7 +3,7 @@
 import importlib
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
@@ -84,16 +84,10 @@ class Compute(Struct, frozen=True):
         kernels = [f"{lib['internal_api']} {lib.get('architecture', '')}".strip() for lib in blas]
         return " ".join([platform.machine(), *kernels])
 
-    def versions(self, uses: Iterable[str]) -> dict[str, str]:
-        """What computed, by distribution: numpy, with what the method `uses` on it, or torch."""
-        if not self.on_cpu:
-            return {"numpy": np.__version__, "torch": torch.__version__}
+    def versions(self) -> dict[str, str]:
+        """What computed, by distribution: numpy, or torch beside it."""
         found = {"numpy": np.__version__}
-        for name in uses:
-            from importlib.metadata import version  # costs 30 ms
-
-            found[name] = version(name)
-        return found
+        return found if self.on_cpu else {**found, "torch": torch.__version__}
 
 
 def resolve(device: str, dtype: DType, nbytes: int) -> Compute:

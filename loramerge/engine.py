@@ -74,7 +74,7 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
         seconds=time.perf_counter() - began,
         device=compute.device,
         machine=compute.machine(),
-        versions={"loramerge": __version__, **compute.versions(plan.recipe.method.uses)},
+        versions={"loramerge": __version__, **compute.versions()},
         companions=output.written.companions,
     )
     _check_bound(report)

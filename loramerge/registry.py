@@ -86,7 +86,6 @@ class Method(Struct, frozen=True):
     was cut; `every_rank` with which its result has more ranks than the updates together.
     `chooses_rank` says that the rule zeroes terms, which are then left out, module by module.
     `inputs` is the number of adapters it merges, where that is fixed.
-    `uses` names the distributions besides numpy that decide its numbers on the CPU.
     `sweep` is what a table can be drawn over, where there is something, and `census` what must be
     counted over the whole adapter first. `surgery` says that it cuts and joins adapters, and keeps
     their ranks unless it is asked for less. `remarks` are what a user must be told of these options
@@ -110,7 +109,6 @@ class Method(Struct, frozen=True):
     every_rank: Callable[[Any], bool] = never
     chooses_rank: bool = False
     inputs: int | None = None
-    uses: tuple[str, ...] = ()
     sweep: Sweep | None = None
     remarks: Callable[[Any, Sequence[Module]], list[str]] = nothing
     census: Census | None = None
@@ -171,7 +169,6 @@ def merger(
     inputs: int | None = None,
     census: Census | None = None,
     surgery: bool = False,
-    uses: tuple[str, ...] = (),
     sweep: Sweep | None = None,
     flat: Callable[[Any], bool] = never,
     place: Place = "factors",
@@ -197,7 +194,6 @@ def merger(
             inputs=inputs,
             census=census,
             surgery=surgery,
-            uses=uses,
             sweep=sweep,
             flat=flat,
             place=place,

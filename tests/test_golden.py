@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
+import loramerge.algorithms.cluster as module
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms.cluster import ClusterOptions, cluster, output_reweighting
-from loramerge.linalg import _numpy
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.registry import method
 from tests.updates import dense, gaussian, near
@@ -164,8 +164,8 @@ def clusterings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.nd
         seen.append(kmeans(*arguments))
         return seen[-1]
 
-    kmeans = _numpy.kmeans
-    monkeypatch.setattr(_numpy, "kmeans", spy)
+    kmeans = module.kmeans
+    monkeypatch.setattr(module, "kmeans", spy)
     return seen
 
 

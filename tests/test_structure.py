@@ -14,8 +14,7 @@ HEAVY = {"numpy", "torch", "sklearn", "huggingface_hub", "scipy", "array_api_com
 OWNERS = {
     "torch": {"linalg/_torch.py", "compute.py", "io/_pickle.py"},
     "array_api_torch": {"linalg/_torch.py", "linalg/kernels.py"},
-    "sklearn_cluster": {"linalg/_numpy.py"},
-    "threadpoolctl": {"linalg/_numpy.py", "compute.py"},
+    "threadpoolctl": {"compute.py"},
 }
 LONGEST = 300
 VAGUE = {"common", "helper", "helpers", "misc", "util", "utils"}
@@ -128,7 +127,7 @@ def test_the_house_is_in_order(check: Callable[[Path], list[str]]) -> None:
         (heavy_imports, "_lazy.py", "import huggingface_hub.constants"),
         (lazy_names_out_of_place, "plan.py", "from loramerge._lazy import torch"),
         (lazy_names_out_of_place, "algorithms/cluster.py", "from loramerge._lazy import torch"),
-        (lazy_names_out_of_place, "solve.py", "from loramerge._lazy import sklearn_cluster"),
+        (lazy_names_out_of_place, "solve.py", "from loramerge._lazy import threadpoolctl"),
         (entangled_plugins, "algorithms/squeeze.py", "from loramerge.algorithms import cluster"),
         (entangled_plugins, "algorithms/new.py", "import loramerge.algorithms.cluster"),
         (entangled_plugins, "io/new.py", "from loramerge.io.peft import read"),

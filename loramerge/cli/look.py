@@ -178,7 +178,6 @@ PACKAGES = (
     "loramerge",
     "numpy",
     "torch",
-    "scikit-learn",
     "safetensors",
     "huggingface-hub",
     "msgspec",

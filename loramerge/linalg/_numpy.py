@@ -1,15 +1,7 @@
-"""The kernels on the CPU: NumPy, scikit-learn for k-means."""
+"""The kernels on the CPU: NumPy."""
 
-import importlib
-from functools import cache
-from typing import Any
-
-from loramerge._lazy import np, sklearn, sklearn_cluster, threadpoolctl
+from loramerge._lazy import np
 from loramerge.adapter import Array
-from loramerge.linalg.seeding import starts
-
-# Points nearer than this share of the longest one count as the same point.
-SAME = 6
 
 
 def bits(x: Array) -> Array:
@@ -33,48 +25,6 @@ def cholesky(G: Array) -> tuple[Array, Array]:
 def gaussian(model: Array, rows: int, columns: int, seed: int) -> Array:
     """A standard normal matrix of a seed."""
     return np.random.default_rng(seed).standard_normal((rows, columns)).astype(model.dtype)
-
-
-def kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Array]:
-    """Labels and inertia by scikit-learn from our starts, one batch item after the other."""
-    labels = np.zeros(points.shape[:-1], dtype=np.int64)
-    inertia = np.zeros(points.shape[:-2])
-    for index in np.ndindex(inertia.shape):
-        labels[index], inertia[index] = _kmeans(points[index], k, seed, restarts)
-    return labels, inertia
-
-
-def _kmeans(points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Any]:
-    labels = np.zeros(len(points), dtype=np.int64)
-    live = np.flatnonzero(np.any(points != 0, axis=-1))
-    X = points[live]
-    longest = np.abs(X).max(initial=0.0) or 1.0
-    distinct, member = np.unique(np.round(X / longest, SAME), axis=0, return_inverse=True)
-    if len(distinct) <= k:
-        labels[live] = member.reshape(-1)
-        return labels, 0.0
-    runs = iter(starts(X[None], np.ones((1, len(X)), bool), k, seed, restarts)[0])
-    # scikit-learn asks for the next start whenever it begins a run.
-    model = sklearn_cluster.KMeans(
-        k, init=lambda X, k, random_state: X[next(runs)], n_init=restarts
-    )
-    with (
-        sklearn.config_context(assume_finite=True, skip_parameter_validation=True),
-        _libraries().limit(limits=1, user_api="openmp"),
-    ):
-        model.fit(X)
-    labels[live] = model.labels_
-    return labels, model.inertia_
-
-
-@cache
-def _libraries() -> Any:
-    """What scikit-learn computes with. A team of OpenMP threads is slower on problems this small.
-
-    The limit is one of the calling thread alone, so that every fit sets its own.
-    """
-    importlib.import_module("sklearn.cluster")
-    return threadpoolctl.ThreadpoolController()
 
 
 def tally(x: Array, bins: int) -> Array:

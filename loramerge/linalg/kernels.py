@@ -26,13 +26,6 @@ class Kernels(Protocol):
     def gaussian(self, model: Array, rows: int, columns: int, seed: int) -> Array:
         """A standard normal [rows, columns] matrix of a seed, the same values on any device."""
 
-    def kmeans(self, points: Array, k: int, seed: int, restarts: int) -> tuple[Array, Array]:
-        """Labels [*b, p] and inertia [*b] of k-means on points [*b, p, d].
-
-        Points at the origin carry no weight. With fewer than k distinct points each is its own
-        cluster.
-        """
-
     def tally(self, x: Array, bins: int) -> Array:
         """How often each of 0 .. bins - 1 occurs in whole numbers x [n]. int64 [bins]"""
 
