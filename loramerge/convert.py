@@ -136,7 +136,7 @@ def _fill(plan: Conversion, written: Written, path: Path) -> Converted:
     finally:
         filling.let_go()
     count, size = len(written.tensors), path.stat().st_size
-    versions = {"loramerge": __version__, **compute.versions(())}
+    versions = {"loramerge": __version__, **compute.versions()}
     return Converted(
         plan, tuple(sorted(rounded)), count, size, sha256, tensors, compute.machine(), versions
     )
