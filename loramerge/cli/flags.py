@@ -12,18 +12,22 @@ __all__ = [
     "ALLOW_PICKLE",
     "ALPHA",
     "ANY_ADAPTERS",
+    "CREATE_PR",
     "DEVICE",
     "DRY_RUN",
     "FORCE",
     "FROM",
     "INPUTS",
     "JSON",
+    "MESSAGE",
     "OUT",
     "OUT_DIR",
+    "PRIVATE",
     "PUSH",
     "QUIET",
     "SAVE_DTYPE",
     "SAVE_RECIPE",
+    "SENDING",
     "SHOWN",
     "WEIGHT",
     "path",
@@ -116,6 +120,28 @@ PUSH = Flag(
     metavar="USER/REPO",
     help="Send the result to the Hub too, with its card; the repository is made if need be.",
 )
+PRIVATE = Flag(
+    "private",
+    "--private",
+    group=OUTPUT,
+    is_flag=True,
+    help="With --push: make a new repository private.",
+)
+CREATE_PR = Flag(
+    "create_pr",
+    "--create-pr",
+    group=OUTPUT,
+    is_flag=True,
+    help="With --push: open a pull request instead.",
+)
+MESSAGE = Flag(
+    "message",
+    "-m",
+    "--message",
+    group=OUTPUT,
+    metavar="TEXT",
+    help="With --push: title of the commit.",
+)
 SAVE_RECIPE = Flag(
     "save_recipe",
     "--save-recipe",
@@ -143,5 +169,7 @@ QUIET = Flag(
 )
 SAVE_DTYPE = flag(_DECLARED["save_dtype"])
 DEVICE = flag(_DECLARED["device"])
+# How a result gets to the Hub.
+SENDING = (PUSH, PRIVATE, CREATE_PR, MESSAGE)
 # How a result is shown.
 SHOWN = (JSON, QUIET)

@@ -2,8 +2,8 @@
 
 import click
 
-from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, FORCE, JSON, OUT, SHOWN
+from loramerge.cli.command import Command
+from loramerge.cli.flags import ADAPTER, CREATE_PR, FORCE, JSON, MESSAGE, OUT, PRIVATE, QUIET, SHOWN
 
 __all__ = ["COMMANDS"]
 
@@ -33,6 +33,7 @@ def push(
     create_pr: bool,
     message: str | None,
     json: bool,
+    quiet: bool,
 ) -> None:
     """Send an adapter to the Hub: its weights, config, record and card, and nothing else.
 
@@ -43,7 +44,7 @@ def push(
     from loramerge.exchange import push as sent
 
     found = sent(adapter, repository, private=private, create_pr=create_pr, message=message)
-    if not found.changed:
+    if not (found.changed or quiet):
         click.echo("nothing was sent: everything is there already", err=True)
     if json:
         echo_json({"url": found.url, "changed": found.changed})
@@ -57,7 +58,7 @@ COMMANDS: dict[str, click.Command] = {
         callback=pull,
         params=[
             click.Argument(["reference"], metavar="REFERENCE"),
-            OUT,
+            OUT.saying("Where to write it.  [default: the name of the repository, here]"),
             FORCE,
             *SHOWN,
         ],
@@ -71,10 +72,11 @@ COMMANDS: dict[str, click.Command] = {
         params=[
             ADAPTER,
             click.Argument(["repository"], metavar="USER/REPO"),
-            Flag("private", "--private", is_flag=True, help="Make a new repository private."),
-            Flag("create_pr", "--create-pr", is_flag=True, help="Open a pull request instead."),
-            Flag("message", "-m", "--message", metavar="TEXT", help="Title of the commit."),
+            PRIVATE.saying("Make a new repository private."),
+            CREATE_PR.saying("Open a pull request instead."),
+            MESSAGE.saying("Title of the commit."),
             JSON,
+            QUIET.saying("Print only the address."),
         ],
         help=push.__doc__,
         short_help="Send an adapter to the Hub, with a card.",

@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 
 from loramerge.cli.command import given_by_environment
 from loramerge.cli.inputs import named_adapters, opened
+from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.sweep import show_sweep
 from loramerge.errors import UsageError, listed
 from loramerge.recipe import Named, make_recipe
@@ -21,7 +22,6 @@ from loramerge.settings import BOUNDS
 
 if TYPE_CHECKING:
     from loramerge.plan import Plan
-    from loramerge.report import Report
 
 __all__ = ["run"]
 
@@ -37,7 +37,7 @@ class Wishes(Struct, frozen=True):
     quiet: bool
     sweep: str | None
     save_recipe: str | None
-    push: str | None
+    push: Sending | None
 
 
 def run(name: str, method: Method, given: dict[str, Any]) -> None:
@@ -46,7 +46,6 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.document import recipe_document
-    from loramerge.io._hub_push import check_push
     from loramerge.io._write import write_text
     from loramerge.io._yaml import write_yaml
     from loramerge.publish import publish
@@ -56,6 +55,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     typed = context.meta["typed"]
     adapters = list(given.pop("adapters"))
     said = given.pop("weight", ()), given.pop("alpha"), given.pop("from_")
+    given["push"] = sending(name, **{key: given.pop(key) for key in TOLD})
     wishes = Wishes(**{key: given.pop(key, None) for key in Wishes.__struct_fields__})
     values = _values(context, given, wishes.quiet)
     if not adapters and method.takes == "one":
@@ -74,24 +74,13 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     if wishes.push is not None:
         if wishes.out_dir is not None:
             raise UsageError(f"{name} --push sends one result.", "leave out --out-dir")
-        check_push(wishes.push)
+        wishes.push.check()
     shown = ui.Results(batch=wishes.out_dir is not None, as_json=wishes.json, quiet=wishes.quiet)
     for plan, final in jobs:
         with progress(wishes.quiet) as listen:
             report = publish(plan, final, wishes.force, listen)
-        url = _sent(report, final, wishes.push) if wishes.push is not None else None
-        shown.add(report, final, url)
+        shown.add(report, final, wishes.push.send(report, final) if wishes.push else None)
     shown.close()
-
-
-def _sent(report: "Report", final: Path, repository: str) -> str:
-    """The address that a result was sent to; a single file takes along what belongs beside it."""
-    from loramerge.exchange import push
-    from loramerge.publish import companions
-
-    beside = companions(report) if final.is_file() else None
-    message = f"{report.plan.recipe.method.name}, made with loramerge"
-    return push(str(final), repository, message=message, beside=beside).url
 
 
 def _values(context: click.Context, given: dict[str, Any], quiet: bool) -> dict[str, object]:

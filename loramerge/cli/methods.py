@@ -11,8 +11,8 @@ from loramerge.cli.flags import (
     INPUTS,
     OUT,
     OUT_DIR,
-    PUSH,
     SAVE_RECIPE,
+    SENDING,
     SHOWN,
     WEIGHT,
 )
@@ -68,4 +68,4 @@ ALONE = (
     "Without ADAPTER: the adapter of this directory, where there is exactly one. "
     "Several ADAPTERs: one result each, in --out-dir."
 )
-_RESULT = (PUSH, SAVE_RECIPE, FORCE, DRY_RUN, *SHOWN)
+_RESULT = (*SENDING, SAVE_RECIPE, FORCE, DRY_RUN, *SHOWN)

@@ -3,12 +3,22 @@
 import tempfile
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loramerge.cli.command import PICKLES, Command, Flag
-from loramerge.cli.flags import ALLOW_PICKLE, DEVICE, DRY_RUN, FORCE, OUT, SAVE_RECIPE, SHOWN
+from loramerge.cli.flags import (
+    ALLOW_PICKLE,
+    DEVICE,
+    DRY_RUN,
+    FORCE,
+    OUT,
+    SAVE_RECIPE,
+    SENDING,
+    SHOWN,
+)
+from loramerge.cli.sending import sending
 from loramerge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ def run(
     dry_run: bool,
     json: bool,
     quiet: bool,
+    **told: Any,
 ) -> None:
     """Run the steps of a recipe file: merge, squeeze, prune, each on what came before.
 
@@ -50,6 +61,7 @@ def run(
     from loramerge.workflow import make_workflow
 
     own_process()
+    push = sending("run", **told)
     document = _document(recipe, assigned)
     workflow = make_workflow(document, recipe)
     adapters = opened(workflow.sources)
@@ -60,6 +72,8 @@ def run(
     if dry_run:
         ui.show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
         return
+    if push is not None:
+        push.check()
     shown = ui.Results(batch=False, as_json=json, quiet=quiet)
     kept: list[Result] = []
     with progress(quiet) as listen:
@@ -78,7 +92,7 @@ def run(
             report = publish(plan, final, force, listen)
         finally:
             kept.clear()
-    shown.add(report, final)
+    shown.add(report, final, push.send(report, final) if push else None)
     shown.close()
 
 
@@ -122,6 +136,7 @@ def reproduce(
     device: str | None,
     json: bool,
     quiet: bool,
+    **told: Any,
 ) -> None:
     """Make a result again from its own record, and say whether it is the same.
 
@@ -135,25 +150,34 @@ def reproduce(
     """
     from loramerge.cli.progress import progress
     from loramerge.cli.terminal import Row, print_rows
-    from loramerge.cli.ui import echo_json
+    from loramerge.cli.ui import echo_json, pushed
     from loramerge.compute import own_process
     from loramerge.reproduce import reproduce
 
     own_process()
+    push = sending("reproduce", **told)
+    if push is not None:
+        if out is None:
+            raise UsageError(
+                "reproduce --push sends what -o keeps.", "say where to keep it too: -o again"
+            )
+        push.check()
     places = [Path(place).expanduser() for place in sources]
     with progress(quiet) as listen:
         allowed = click.get_current_context().meta[PICKLES]
         verdict = reproduce(output, places, out, force, device, listen, allow_pickle=allowed)
+    sent = push.send(verdict.made, Path(out).expanduser()) if push and out else None
     if json:
         facts = {"ulps": verdict.ulps, "relative": verdict.relative, "same": verdict.same}
-        echo_json({"output": out or output, **facts, **verdict.made.as_json()})
+        where = {"output": out or output, **({"pushed": sent.url} if sent else {})}
+        echo_json({**where, **facts, **verdict.made.as_json()})
         return
     if not quiet:
         rows = [
             Row("reproduced", verdict.text),
             Row("recipe", verdict.made.as_json()["recipe"]["method"]),
         ]
-        print_rows(rows)
+        print_rows([*rows, *pushed(sent)])
     click.echo(out or output)
 
 
@@ -181,6 +205,7 @@ COMMANDS: dict[str, Command] = {
             ),
             ALLOW_PICKLE,
             OUT,
+            *SENDING,
             SAVE_RECIPE,
             FORCE,
             DRY_RUN,
@@ -213,6 +238,7 @@ COMMANDS: dict[str, Command] = {
             ),
             ALLOW_PICKLE,
             OUT.saying("Where to keep what is made again.  [default: nowhere]"),
+            *SENDING,
             FORCE,
             *SHOWN,
             DEVICE.saying("auto, cpu or cuda[:N].  [default: the recorded one]"),

@@ -12,6 +12,7 @@ import click
 from loramerge.adapter import Adapter
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.compute import FLOOR
+from loramerge.io._hub_push import Pushed
 from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
 
@@ -22,6 +23,7 @@ __all__ = [
     "inputs",
     "note_rows",
     "percent",
+    "pushed",
     "show_plans",
     "span",
 ]
@@ -71,19 +73,18 @@ class Results:
             print_rows([*_report(report), kept, *note_rows(report.plan.adapters, report.notes)])
             click.echo(err=True)
 
-    def add(self, report: Report, final: Path, url: str | None = None) -> None:
+    def add(self, report: Report, final: Path, sent: Pushed | None = None) -> None:
         """Show one result, and where on the Hub it was sent to."""
         warning = _assumption(report.plan.adapters)
         if self.as_json:
-            where = {"output": str(final), **({"pushed": url} if url else {})}
+            where = {"output": str(final), **({"pushed": sent.url} if sent else {})}
             self.facts.append({**where, **report.as_json()})
             if warning and not self.quiet:
                 print_rows([warning])
             return
         if not self.quiet:
-            sent = [Row("pushed", url)] if url else []
             notes = note_rows(report.plan.adapters, report.notes)
-            print_rows([*_report(report), *sent, *notes])
+            print_rows([*_report(report), *pushed(sent), *notes])
         echo_path(final)
 
     def close(self) -> None:
@@ -120,6 +121,13 @@ def _report(report: Report) -> list[Row]:
     rows.append(Row("written", f"{size}, {plan.layout.name} layout; re-read and verified"))
     rows.append(Row("took", f"{report.seconds:.2f} s on {report.device}"))
     return rows
+
+
+def pushed(sent: Pushed | None) -> list[Row]:
+    """Where on the Hub a result was sent to."""
+    if sent is None:
+        return []
+    return [Row("pushed", sent.url if sent.changed else f"{sent.url}, where it was already")]
 
 
 def inputs(plan: Plan) -> str:
