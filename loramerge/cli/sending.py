@@ -1,9 +1,10 @@
 """Results that the command which computes them sends to the Hub as well."""
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from loramerge.errors import LoramergeError, UsageError
 
@@ -17,8 +18,7 @@ __all__ = ["TOLD", "Sending", "sending"]
 TOLD = ("push", "private", "create_pr", "message")
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(Struct, frozen=True):
     """Where on the Hub a result is to go, and how."""
 
     repository: str
