@@ -18,7 +18,13 @@ NAMES = cli.list_commands(CONTEXT)
 WRITTEN = {name for commands in written().values() for name in commands}
 SHARED = {max(one.opts, key=len): one for one in vars(flags).values() if isinstance(one, Flag)}
 # Where a command says of a shared flag what it means there.
-SAID = {("reproduce", "--out"), ("reproduce", "--device"), ("split", "--out-dir")}
+SAID = {
+    ("reproduce", "--out"),
+    ("reproduce", "--device"),
+    ("split", "--out-dir"),
+    ("pull", "--out"),
+}
+SAID |= {("push", flag) for flag in ("--private", "--create-pr", "--message", "--quiet")}
 RECIPE = """
 steps:
 - {name: merged, method: cat, adapters: [a, b]}
