@@ -5,13 +5,15 @@ from concurrent.futures import Executor
 from threading import Lock
 from typing import Any
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
+from loramerge.adapter import Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute
 from loramerge.events import Listener, Started
 from loramerge.plan import Plan
-from loramerge.reading import read_updates
+from loramerge.reading import read_updates, seen_by
 from loramerge.registry import Census
 from loramerge.solve import batches, halving
 from loramerge.workers import counted, each
@@ -19,41 +21,59 @@ from loramerge.workers import counted, each
 __all__ = ["take"]
 
 
-def take(plan: Plan, compute: Compute, pool: Executor, listen: Listener) -> Any:
-    """What the method's census finds, pass after pass; None where its options need none."""
-    census, known = plan.recipe.method.census, None
-    for _ in range(plan.counts):
-        assert census is not None
-        known = _pass(plan, census, known, compute, pool, listen)
-    return known
+def take(plans: Sequence[Plan], compute: Compute, pool: Executor, listen: Listener) -> list[Any]:
+    """What the census of each plan's method finds; None where its options need none.
+
+    The plans are of the same modules: each pass reads them once, for all that still count.
+    """
+    every = [_Count(plan) for plan in plans]
+    for done in range(max(plan.counts for plan in plans)):
+        _pass([one for one in every if one.plan.counts > done], compute, pool, listen)
+    return [one.known for one in every]
 
 
-def _pass(
-    plan: Plan, census: Census, known: Any, compute: Compute, pool: Executor, listen: Listener
-) -> Any:
-    total = _Sum()
+def _pass(counts: Sequence["_Count"], compute: Compute, pool: Executor, listen: Listener) -> None:
+    first = counts[0].plan
 
-    def count(batch: Sequence[Aligned]) -> list[Any]:
-        updates = replace(read_updates(plan, compute, batch), known=known)
-        return [census.count(updates, plan.options)]
+    def count(batch: Sequence[Aligned]) -> list[list[Any]]:
+        updates = read_updates(first, compute, batch)
+        return [[one.count(updates, batch) for one in counts]]
 
     def work(batch: Sequence[Aligned]) -> None:
-        for one in halving(count, compute, batch):
-            total.add(one)
+        for found in halving(count, compute, batch):
+            for one, number in zip(counts, found, strict=True):
+                one.add(number)
 
-    listen(Started("counting", len(plan.alignment.modules)))
-    each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute))
-    return census.settle(total.value, plan.options, known)
+    listen(Started("counting", len(first.alignment.modules)))
+    each(pool, work, list(batches(first, compute.batch)), counted(listen, compute))
+    for one in counts:
+        one.settle()
 
 
-class _Sum:
-    """A sum that grows from any thread, so that no more than one count for each is held."""
+class _Count(Struct):
+    """One census: a sum that grows from any thread, no more than one count for each being held."""
 
-    def __init__(self) -> None:
-        self.value: Any = None
-        self._lock = Lock()
+    plan: Plan
+    known: Any = None
+    total: Any = None
+    lock: Lock = field(default_factory=Lock)
+
+    @property
+    def census(self) -> Census:
+        census = self.plan.recipe.method.census
+        assert census is not None
+        return census
+
+    def count(self, updates: Updates, batch: Sequence[Aligned]) -> Any:
+        """What a batch adds."""
+        updates = replace(seen_by(self.plan, updates, batch), known=self.known)
+        return self.census.count(updates, self.plan.options)
 
     def add(self, count: Any) -> None:
         """Add one."""
-        with self._lock:
-            self.value = count if self.value is None else self.value + count
+        with self.lock:
+            self.total = count if self.total is None else self.total + count
+
+    def settle(self) -> None:
+        """What follows from the sum, for the next pass or the merge."""
+        self.known, self.total = self.census.settle(self.total, self.plan.options, self.known), None

@@ -9,89 +9,135 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter
+from loramerge._spool import Spool
 from loramerge.align import Aligned
 from loramerge.census import take
 from loramerge.compute import Compute, resolve, single_threaded_blas
+from loramerge.engine import Computed, keep
 from loramerge.errors import UsageError
 from loramerge.events import Advanced, Listener, Started, silent
-from loramerge.plan import Plan, make_plan
-from loramerge.reading import read_updates
-from loramerge.recipe import Named, Recipe, find, make_recipe
-from loramerge.solve import batches, finished, halving, weighted_sum
+from loramerge.plan import Plan
+from loramerge.reading import read_updates, seen_by
+from loramerge.recipe import Named, Recipe, find, flags, make_recipe
+from loramerge.solve import batches, halving, merged
 from loramerge.trials import Trial, Tried, measured, trial
 
-__all__ = ["Compared", "compare_methods", "recipes"]
+__all__ = ["Compared", "Entry", "compare_methods", "recipes"]
+
+# Settings that decide what is read, or under which names: no row has its own.
+READING = (
+    "include",
+    "exclude",
+    "missing",
+    "module_weight",
+    "extras",
+    "base_mismatch",
+    "to",
+    "device",
+    "compute_dtype",
+    "seed",
+)
+
+
+class Entry(Struct, frozen=True):
+    """One row that was asked for: a method or preset, with options of its own."""
+
+    name: str
+    method: str
+    values: Mapping[str, object]
 
 
 class Compared(Struct, frozen=True):
-    """One method: its recipe, what it would give, and the seconds it computed, of all threads."""
+    """One row: what it would give, and the seconds it computed, of all threads.
 
-    name: str
-    recipe: Recipe
+    `computed` are the results themselves, where they were kept.
+    """
+
+    entry: Entry
+    plan: Plan
     trial: Trial
     seconds: float
+    computed: Computed | None
 
 
 def recipes(
-    names: Sequence[str], adapters: Sequence[Named], values: Mapping[str, object]
+    entries: Sequence[Entry], adapters: Sequence[Named], values: Mapping[str, object]
 ) -> list[Recipe]:
-    """One recipe for each method or preset, with the same settings.
+    """One recipe for each row, with the settings of all and its own.
 
-    Raises UsageError for a name that is no merge, and where a method does not take the settings.
+    Raises UsageError for what is no merge, for a row that stands twice, for what a row cannot have
+    alone as modules are read once for all, and where a method does not take its options.
     """
-    for name in names:
-        if find(name)[0].takes != "many":
-            raise UsageError(f"{name} merges nothing.", "compare takes methods that merge")
-    if not names:
+    if not entries:
         raise UsageError("compare needs methods.", "for example: --methods arithmetic,ties")
-    return [make_recipe(name, adapters, values) for name in names]
+    names = [entry.name for entry in entries]
+    for entry in entries:
+        if find(entry.method)[0].takes != "many":
+            raise UsageError(f"{entry.method} merges nothing.", "compare takes methods that merge")
+        if names.count(entry.name) > 1:
+            raise UsageError(f"compare: {entry.name} stands twice.", "give one of them options")
+        if alike := [key for key in entry.values if key in READING]:
+            raise UsageError(
+                f"compare: {entry.name}: {flags(alike)} is for all methods, as every module is "
+                "read once.",
+                f"type {flags(alike)} by itself",
+            )
+    return [make_recipe(one.method, adapters, {**values, **one.values}) for one in entries]
 
 
 def compare_methods(
-    names: Sequence[str],
-    recipes: Sequence[Recipe],
-    adapters: Sequence[Adapter],
+    entries: Sequence[Entry],
+    plans: Sequence[Plan],
+    spools: Sequence[Spool] = (),
     listen: Listener = silent,
 ) -> tuple[Compared, ...]:
-    """Try recipes that differ in nothing but the method and its options; nothing is written.
+    """Try plans that differ in nothing but the method and its options; nothing is written.
 
-    Raises IncompatibleError where the adapters do not fit together or hold NaN or Inf.
+    With a spool for each, the results are kept there. Raises IncompatibleError where the adapters
+    hold NaN or Inf.
     """
-    plans = [make_plan(recipe, adapters) for recipe in recipes]
-    settings = plans[0].recipe.settings
-    compute = resolve(settings.device, settings.compute_dtype, plans[0].read_bytes)
+    first = next((plan for plan in plans if plan.recipe.method.siblings), plans[0])
+    settings = first.recipe.settings
+    compute = resolve(settings.device, settings.compute_dtype, first.read_bytes)
     tried: list[tuple[Tried, ...]] = []
     seconds = [0.0] * len(plans)
     with single_threaded_blas(), ThreadPoolExecutor(compute.threads) as pool:
-        known = [take(plan, compute, pool, listen) for plan in plans]
-        work = partial(halving, partial(_batch, plans, known, compute), compute)
-        listen(Started("comparing", len(plans[0].alignment.modules)))
-        for results in pool.map(work, batches(plans[0], compute.batch)):
+        known = take(plans, compute, pool, listen)
+        work = partial(halving, partial(_batch, first, plans, known, spools, compute), compute)
+        listen(Started("comparing", len(first.alignment.modules)))
+        for results in pool.map(work, batches(first, compute.batch)):
             for modules, spent in results:
                 tried += modules
                 seconds = [before + more for before, more in zip(seconds, spent, strict=True)]
                 listen(Advanced(len(modules)))
-    columns = zip(*tried, strict=True)
-    return tuple(
-        Compared(name, plan.recipe, trial(plan, column, 0.0), spent)
-        for name, plan, column, spent in zip(names, plans, columns, seconds, strict=True)
-    )
+    found = []
+    for place, column in enumerate(zip(*tried, strict=True)):
+        plan = plans[place]
+        kept = Computed([one.seen for one in column], spools[place]) if spools else None
+        given = trial(plan, column, 0.0)
+        found.append(Compared(entries[place], plan, given, seconds[place], kept))
+    return tuple(found)
 
 
 def _batch(
-    plans: Sequence[Plan], known: Sequence[Any], compute: Compute, batch: Sequence[Aligned]
+    first: Plan,
+    plans: Sequence[Plan],
+    known: Sequence[Any],
+    spools: Sequence[Spool],
+    compute: Compute,
+    batch: Sequence[Aligned],
 ) -> list[tuple[list[tuple[Tried, ...]], list[float]]]:
     """Every module of a batch under every plan, and the seconds of each plan."""
-    updates = read_updates(plans[0], compute, batch)
-    target = weighted_sum(updates)
+    updates = read_updates(first, compute, batch)
     found, seconds = [], []
-    for plan, counted in zip(plans, known, strict=True):
+    for place, (plan, counted) in enumerate(zip(plans, known, strict=True)):
         began = time.perf_counter()
-        rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
-        result = plan.recipe.method.rule(replace(updates, rank=rank, known=counted), plan.options)
-        solved = finished(plan, compute, batch, updates, target, result)
+        seen = replace(seen_by(plan, updates, batch), known=counted)
+        solved = merged(plan, compute, batch, seen)
         seconds.append(time.perf_counter() - began)
+        if spools:
+            for one in solved:
+                keep(spools[place], one)
         found.append(
             [measured(plan, module, one, {}) for module, one in zip(batch, solved, strict=True)]
         )

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from loramerge._spool import Spool
@@ -32,14 +33,25 @@ from loramerge.solve import Seen, Solved, batches, read_target, solve
 from loramerge.survey import Survey, decide
 from loramerge.workers import counted, each
 
-__all__ = ["file_sha256", "run"]
+__all__ = ["Computed", "file_sha256", "keep", "run"]
 
 Item = TypeVar("Item")
 Solver: TypeAlias = Callable[[Sequence[Aligned]], list[Solved]]
 
 
-def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
+class Computed(Struct, frozen=True):
+    """The results of a plan, which wait in a spool, and what was seen of every module."""
+
+    seen: Sequence[Seen]
+    spool: Spool
+
+
+def run(
+    plan: Plan, target: Path, listen: Listener = silent, computed: Computed | None = None
+) -> Report:
     """Compute a plan and write its weights file to `target`, which must not exist.
+
+    What is `computed` already is only written.
 
     Raises IncompatibleError where the inputs hold NaN or Inf, GateError where --max-error was not
     met, OutputError where the file reads back different from what was written.
@@ -47,18 +59,23 @@ def run(plan: Plan, target: Path, listen: Listener = silent) -> Report:
     began = time.perf_counter()
     settings = plan.recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plan.read_bytes)
-    with ThreadPoolExecutor(compute.threads) as pool, Spool() as spool, ExitStack() as stack:
+    with ThreadPoolExecutor(compute.threads) as pool, ExitStack() as stack:
         hashes = [pool.submit(file_sha256, adapter.source) for adapter in plan.adapters]
         stack.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun
-        solver = partial(solve, plan, compute, known=take(plan, compute, pool, listen))
-        survey = _survey(plan, compute, solver, pool, spool, listen) if plan.surveyed else None
+        solver = partial(solve, plan, compute)
+        if computed is None:
+            solver = partial(solver, known=take([plan], compute, pool, listen)[0])
+            if plan.surveyed:
+                spool = stack.enter_context(Spool())
+                computed = _computed(plan, compute, solver, pool, spool, listen)
+        survey = _survey(plan, computed) if computed else None
         output = Output(plan, survey.ranks if survey else plan.ranks, target)
         stack.callback(output.let_go)
         listen(Started("writing", len(plan.alignment.modules)))
-        if survey is None:
-            modules = _streamed(plan, compute, solver, pool, output, listen)
+        if computed and survey:
+            modules = _spooled(plan, survey, computed.spool, pool, output, listen)
         else:
-            modules = _spooled(plan, survey, spool, pool, output, listen)
+            modules = _streamed(plan, compute, solver, pool, output, listen)
         sources = tuple(future.result() for future in hashes)
         digest = output.close(pool, sources)
     order = {module.name: place for place, module in enumerate(plan.alignment.modules)}
@@ -140,26 +157,34 @@ def _flat(lists: Iterable[list[Item]]) -> list[Item]:
     return [item for inner in lists for item in inner]
 
 
-def _survey(
+def keep(spool: Spool, one: Solved) -> Seen:
+    """Put a result into the spool."""
+    known = one.target and one.target.known
+    spool.put(one.name, one.update.A, one.update.B, *((known.B, known.A) if known else ()))
+    return one.seen
+
+
+def _computed(
     plan: Plan,
     compute: Compute,
     solver: Solver,
     pool: Executor,
     spool: Spool,
     listen: Listener,
-) -> Survey:
-    """The first pass: every result into the spool, ranks and scale from all of them."""
+) -> Computed:
+    """The first pass: every result into the spool."""
     listen(Started("computing", len(plan.alignment.modules)))
 
     def work(batch: tuple[Aligned, ...]) -> list[Seen]:
-        solved = solver(batch)
-        for one in solved:
-            known = one.target and one.target.known
-            spool.put(one.name, one.update.A, one.update.B, *((known.B, known.A) if known else ()))
-        return [one.seen for one in solved]
+        return [keep(spool, one) for one in solver(batch)]
 
-    found = _flat(each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute)))
-    survey = decide(plan, found)
+    found = each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute))
+    return Computed(_flat(found), spool)
+
+
+def _survey(plan: Plan, computed: Computed) -> Survey:
+    """Ranks and scale from all results."""
+    survey = decide(plan, computed.seen)
     if not any(survey.ranks.values()):
         pruned = (
             "every term was pruned"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loramerge.adapter import Adapter, source_name
 from loramerge.card import card
-from loramerge.engine import run
+from loramerge.engine import Computed, run
 from loramerge.errors import HubError, OutputError
 from loramerge.events import Listener, silent
 from loramerge.io._hub import fetch
@@ -101,17 +101,26 @@ def _fingerprint(adapters: Sequence[Adapter]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
-def publish(plan: Plan, final: Path, force: bool, listen: Listener = silent) -> Report:
+def publish(
+    plan: Plan,
+    final: Path,
+    force: bool,
+    listen: Listener = silent,
+    computed: Computed | None = None,
+) -> Report:
     """Compute a plan into `final`: all of it, or nothing. Adapters on the Hub are fetched first."""
     fetch(plan.adapters, listen)
     with staged(final, force) as directory:
-        return compute_into(plan, directory, final.name, listen)
+        return compute_into(plan, directory, final.name, listen, computed)
 
 
-def compute_into(plan: Plan, directory: Path, name: str, listen: Listener) -> Report:
+def compute_into(
+    plan: Plan, directory: Path, name: str, listen: Listener, computed: Computed | None = None
+) -> Report:
     """Compute a plan into an empty directory, with the files that belong beside the weights."""
     single = name.endswith(".safetensors")
-    report = run(plan, directory / (name if single else plan.layout.weights), listen)
+    weights = directory / (name if single else plan.layout.weights)
+    report = run(plan, weights, listen, computed)
     _check_sources(report)
     if not single:
         for companion, content in companions(report).items():

@@ -3,6 +3,8 @@
 import zlib
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, LowRank, Module, Updates
 from loramerge.align import Aligned
@@ -11,7 +13,7 @@ from loramerge.errors import IncompatibleError
 from loramerge.plan import Plan
 from loramerge.siblings import siblings
 
-__all__ = ["key_of", "read_updates", "readers_beside"]
+__all__ = ["key_of", "read_updates", "readers_beside", "seen_by"]
 
 
 def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
@@ -31,12 +33,11 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         scalings.append(member.scaling)
         gates.append(_gates(plan, position, batch, compute) if member.gates else None)
         keys.append(tuple(key_of(settings.seed, position, module.name) for module in batch))
-    rank = None if plan.recipe.criterion else plan.ranks[batch[0].name]
     return Updates(
         factors=tuple(factors),
         weights=tuple(weights),
         scalings=tuple(scalings),
-        rank=rank,
+        rank=_rank(plan, batch),
         seed=settings.seed,
         keys=tuple(keys),
         gates=tuple(gates),
@@ -44,6 +45,16 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         names=tuple(module.name for module in batch),
         siblings=tuple(beside),
     )
+
+
+def seen_by(plan: Plan, updates: Updates, batch: Sequence[Aligned]) -> Updates:
+    """A batch that was read for another plan of the same modules, as this one sees it."""
+    return replace(updates, rank=_rank(plan, batch))
+
+
+def _rank(plan: Plan, batch: Sequence[Aligned]) -> int | None:
+    """The rank a result is to have, where it is known from the headers."""
+    return None if plan.recipe.criterion else plan.ranks[batch[0].name]
 
 
 def _loaded(plan: Plan, compute: Compute, position: int, names: Sequence[str]) -> LowRank:

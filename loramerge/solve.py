@@ -24,6 +24,7 @@ __all__ = [
     "batches",
     "finished",
     "halving",
+    "merged",
     "read_target",
     "solve",
     "weighted_sum",
@@ -110,6 +111,13 @@ def halving(
 
 def _solve(plan: Plan, compute: Compute, known: Any, batch: Sequence[Aligned]) -> list[Solved]:
     updates = replace(read_updates(plan, compute, batch), known=known)
+    return merged(plan, compute, batch, updates)
+
+
+def merged(
+    plan: Plan, compute: Compute, batch: Sequence[Aligned], updates: Updates
+) -> list[Solved]:
+    """What the method makes of a batch that was read."""
     result = plan.recipe.method.rule(updates, plan.options)
     if plan.recipe.method.exact(plan.options) and isinstance(result, LowRank):
         target = Target(result, grams(result))

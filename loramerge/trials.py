@@ -9,13 +9,14 @@ from functools import partial
 from statistics import fmean
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from loramerge.adapter import Adapter
+from loramerge.adapter import Adapter, Array
 from loramerge.align import Aligned
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import UsageError, listed
 from loramerge.events import Advanced, Listener, Started, silent
-from loramerge.linalg.factors import compare
+from loramerge.linalg.factors import compare, term_by_term
 from loramerge.output import terms
 from loramerge.plan import Plan, make_plan
 from loramerge.reading import read_updates
@@ -107,11 +108,16 @@ def sweep(
 
 
 class Tried(Struct, frozen=True):
-    """One module under one plan: what decides ranks and scale, and numbers before the scale."""
+    """One module under one plan: what decides ranks and scale, and numbers before both.
+
+    Where ranks are not decided yet, `terms` are <sum, term> and ||term||^2 of each term of the
+    result; the terms are orthogonal to each other.
+    """
 
     seen: Seen
     numbers: ModuleReport
     figures: Mapping[str, float]
+    terms: tuple[Array, Array] | None = None
 
 
 def _tried(
@@ -138,18 +144,21 @@ def _tried(
 
 
 def measured(plan: Plan, module: Aligned, one: Solved, figures: Mapping[str, float]) -> Tried:
-    """One result against the exact weighted sum, before it is scaled and rounded."""
+    """One result against the exact weighted sum, before it is cut, scaled and rounded."""
     target = one.target or read_target(plan, module)
     near = compare(target.update, one.update, target.known)
     numbers = [float(n) for n in (near.target, near.result, near.inner, near.error)]
-    rank = terms(one.update)
-    return Tried(one.seen, ModuleReport(module.name, module.ranks, rank, 0, *numbers), figures)
+    report = ModuleReport(module.name, module.ranks, terms(one.update), 0, *numbers)
+    undecided = plan.recipe.criterion is not None
+    products = term_by_term(target.update, one.update) if undecided else None
+    return Tried(one.seen, report, figures, products)
 
 
 def trial(plan: Plan, tried: Sequence[Tried], value: float) -> Trial:
     """One row of a table, from all modules under one plan."""
     survey = decide(plan, [one.seen for one in tried])
-    modules = [_scaled(one.numbers, survey.scale) for one in tried]
+    cut = [_cut(one, survey.ranks[one.seen.name]) for one in tried]
+    modules = [_scaled(one, survey.scale) for one in cut]
     ranks = {one.name: min(one.rank, survey.ranks[one.name]) for one in modules}
     shapes = {module.name: sum(module.model.shape) for module in plan.alignment.modules}
     return Trial(
@@ -161,6 +170,24 @@ def trial(plan: Plan, tried: Sequence[Tried], value: float) -> Trial:
         scale=survey.scale,
         figures={name: sum(one.figures[name] for one in tried) for name in tried[0].figures},
         file_bytes=plan.file_size(survey.ranks) if any(survey.ranks.values()) else 0,
+    )
+
+
+def _cut(one: Tried, rank: int) -> ModuleReport:
+    """The numbers of a result Y without its last terms t, which are orthogonal to the others.
+
+    ||Y - t - X||^2 = ||Y - X||^2 + 2 <X, t> - ||t||^2, which keeps the digits of a small error.
+    """
+    if one.terms is None or rank >= one.numbers.rank:
+        return one.numbers
+    inner, square = (float(part[rank:].sum()) for part in one.terms)
+    whole = one.numbers
+    return replace(
+        whole,
+        rank=rank,
+        result=whole.result - square,
+        inner=whole.inner - inner,
+        error=whole.error + 2 * inner - square,
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     AnyValue = click.ParamType  # older versions of click have no type parameter
 
-__all__ = ["PICKLES", "Command", "Flag", "flag", "given_by_environment", "variable"]
+__all__ = ["PICKLES", "Command", "Flag", "flag", "given_by_environment", "read_value", "variable"]
 
 OTHER = "Other"
 PREFIX = "LORAMERGE"
@@ -38,14 +38,7 @@ class Value(AnyValue):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
         """An int or float where the text is one, else the text."""
-        if not isinstance(value, str) or value in self.option.words:
-            return value
-        for kind in (int, float):
-            try:
-                return kind(value) if self.option.type in (int, float) else value
-            except ValueError:
-                continue
-        return value
+        return read_value(self.option, value) if isinstance(value, str) else value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -55,6 +48,20 @@ class Value(AnyValue):
 
         words = self.option.choices or self.option.words
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def read_value(option: Option, text: str) -> object:
+    """A number, true or false where the option takes one and the text is one, else the text."""
+    if text in option.words:
+        return text
+    if option.type is bool:
+        return {"true": True, "false": False}.get(text, text)
+    for kind in (int, float):
+        try:
+            return kind(text) if option.type in (int, float) else text
+        except ValueError:
+            continue
+    return text
 
 
 class Flag(click.Option):

@@ -1,18 +1,21 @@
 """The compare command: several methods on the same adapters, in one table."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.command import Command, Flag, flag
+from loramerge.cli.command import Command, Flag, flag, read_value
 from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SHOWN, WEIGHT
+from loramerge.errors import UsageError
 from loramerge.options import describe
+from loramerge.recipe import find, options_of
 from loramerge.settings import OUTPUT, MergeSettings
 
 if TYPE_CHECKING:
-    from loramerge.comparison import Compared
+    from loramerge.comparison import Compared, Entry
 
 __all__ = ["COMMANDS"]
 
@@ -24,19 +27,24 @@ def compare(**given: Any) -> None:
     """Merge adapters by several methods, and show what each would keep, in one table.
 
     Every module is read once for all methods, each at its own defaults but for the settings given
-    here. Energy and error are against the exact weighted sum, before rounding to the stored dtype:
-    a method that does more than add is far from the sum by intent, so that these tell methods
-    apart, and not which is better. Seconds are those of all threads together.
+    here, and for what stands behind its name: ties:density=0.5 is ties at that density, and
+    tsv:rank=8:lambda=0.7 has two options of its own. One method can have several rows.
 
-    Nothing is written, unless --keep names a directory: then each method's merge is computed again
-    and stored there under its name.
+    Energy and error are against the exact weighted sum, before rounding to the stored dtype: a
+    method that does more than add is far from the sum by intent, so that these tell methods apart,
+    and not which is better. Seconds are those of all threads together.
+
+    Nothing is written, unless --keep names a directory: then each merge is stored there under its
+    name.
     """
+    from loramerge._spool import Spool
     from loramerge.cli import ui
     from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.cli.terminal import Row, print_rows, print_table
     from loramerge.comparison import compare_methods, recipes
     from loramerge.compute import own_process
+    from loramerge.io._hub import fetch
     from loramerge.plan import make_plan
     from loramerge.publish import destination, publish
 
@@ -45,46 +53,75 @@ def compare(**given: Any) -> None:
     wishes = {key: given.pop(key) for key in own}
     values = {key: value for key, value in given.items() if value is not None and value != ()}
     inputs = named_adapters(wishes["adapters"], wishes["weight"], wishes["alpha"], wishes["from_"])
-    names = [name for name in wishes["methods"].split(",") if name]
-    asked = recipes(names, inputs, values)
+    entries = [_entry(text.strip()) for text in wishes["methods"].split(",") if text.strip()]
+    asked = recipes(entries, inputs, values)
     adapters = opened(inputs)
     plans = [make_plan(recipe, adapters) for recipe in asked]
     kept = wishes["keep"]
     places = [
-        destination(plan, str(Path(kept) / name), wishes["force"])
-        for name, plan in zip(names, plans, strict=True)
+        destination(plan, str(Path(kept, entry.name.replace(":", "-"))), wishes["force"])
+        for entry, plan in zip(entries, plans, strict=True)
         if kept is not None
     ]
-    with progress(wishes["quiet"]) as listen:
-        found = compare_methods(names, asked, adapters, listen)
-    for plan, place in zip(plans, places, strict=False):
-        with progress(wishes["quiet"]) as listen:
-            publish(plan, place, wishes["force"], listen)
-    notes = plans[0].notes
+    with ExitStack() as stack:
+        spools = [stack.enter_context(Spool()) for _ in places]
+        listen = stack.enter_context(progress(wishes["quiet"]))
+        fetch(adapters, listen)
+        found = compare_methods(entries, plans, spools, listen)
+        for one, place in zip(found, places, strict=False):
+            publish(one.plan, place, wishes["force"], listen, one.computed)
+    notes = _notes(found)
     if wishes["json"]:
-        outputs = [str(place) for place in places]
-        ui.echo_json(
-            {"methods": [_facts(one) for one in found], "outputs": outputs, "notes": list(notes)}
-        )
+        rows = [_facts(one) for one in found]
+        ui.echo_json({"methods": rows, "outputs": list(map(str, places)), "notes": notes})
         return
-    print_table(*_table(found))
+    print_table(*_table(found), words=1)
     if not wishes["quiet"]:
         done = f"written to {kept}" if kept is not None else "nothing was written"
         print_rows([Row("compared", done), *ui.note_rows(adapters, notes)])
+
+
+def _entry(text: str) -> "Entry":
+    """One row as it was typed: ties, or ties:density=0.5:lambda=2. The declaration judges it."""
+    from loramerge.comparison import Entry
+
+    method, *pairs = text.split(":")
+    options = {option.key: option for option in options_of(find(method)[0])}
+    values: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(
+                f"compare: '{pair}' in --methods {text} is no option with a value.",
+                f"for example: {method}:{next(iter(options))}=VALUE",
+            )
+        option = options.get(key.replace("-", "_"))
+        values[option.name if option else key] = read_value(option, value) if option else value
+    return Entry(text, method, values)
+
+
+def _notes(found: Sequence["Compared"]) -> list[str]:
+    """What is to be said of all rows, then of single ones."""
+    told: list[str] = []
+    for note in dict.fromkeys(note for one in found for note in one.plan.notes):
+        names = [one.entry.name for one in found if note in one.plan.notes]
+        told.append(note if len(names) == len(found) else f"{', '.join(names)}: {note}")
+    return told
 
 
 def _facts(one: "Compared") -> dict[str, Any]:
     """One row for programs. A relative error that is infinite has no number in JSON."""
     low, high, mean = one.trial.rank
     finite = one.trial.relative_error != float("inf")
+    recipe = one.plan.recipe
     return {
-        "name": one.name,
-        "recipe": one.recipe.canonical(),
+        "name": one.entry.name,
+        "recipe": recipe.canonical(),
         "rank": [low, high],
         "mean_rank": mean,
         "retained_energy": one.trial.energy,
         "relative_error": one.trial.relative_error if finite else None,
-        "scale": {"used": one.recipe.scale, "factor": one.trial.scale},
+        "scale": {"used": recipe.scale, "factor": one.trial.scale},
         "seconds": one.seconds,
         "bytes": one.trial.file_bytes,
     }
@@ -96,11 +133,11 @@ def _table(found: Sequence["Compared"]) -> tuple[list[str], list[list[str]]]:
 
     rows = [
         [
-            one.name,
+            one.entry.name,
             span(*one.trial.rank[:2]),
             percent(one.trial.energy),
             f"{one.trial.relative_error:.3g}",
-            f"{one.recipe.scale} x{one.trial.scale:.3g}",
+            f"{one.plan.recipe.scale} x{one.trial.scale:.3g}",
             f"{one.seconds:.2f}",
             in_bytes(one.trial.file_bytes),
         ]
@@ -118,9 +155,10 @@ COMMANDS: dict[str, click.Command] = {
             Flag(
                 "methods",
                 "--methods",
-                metavar="NAME,NAME,...",
+                metavar="NAME[:KEY=VALUE],...",
                 default=USUAL,
-                help=f"Methods and presets to try.  [default: {USUAL}]",
+                help="Methods and presets to try, with options of their own behind a colon each: "
+                f"ties,ties:density=0.5.  [default: {USUAL}]",
             ),
             WEIGHT,
             *(flag(option) for option in describe(MergeSettings)),

@@ -61,12 +61,18 @@ def print_rows(rows: Sequence[Row], err: bool = True) -> None:
             click.echo(_line(label, line, row.fg, colour), err=err, color=colour)
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns on stdout, right-aligned under their names, which are bold where there is colour."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> None:
+    """Columns on stdout under their names, which are bold where there is colour.
+
+    They are right-aligned, but for the first `words`.
+    """
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     colour = coloured(err=False)
     for number, row in enumerate([head, *rows]):
-        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+        cells = [
+            f"{cell:{'<' if place < words else '>'}{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         line = "  ".join(cells)
         click.echo(click.style(line, bold=True) if colour and number == 0 else line, color=colour)
 

@@ -19,6 +19,7 @@ __all__ = [
     "pad",
     "revived",
     "scale",
+    "term_by_term",
 ]
 
 # A squared norm that is smaller than this many roundings of the terms it was added up from is
@@ -145,6 +146,14 @@ def compare(target: LowRank, result: LowRank, known: Grams | None = None) -> Clo
         result = LowRank(double(result.A), double(result.B))
         found = _by_gram(target, result, DOUBLE, None)
     return found or _by_qr(target, result)
+
+
+def term_by_term(target: LowRank, result: LowRank) -> tuple[Array, Array]:
+    """<target, term> and ||term||^2 of each rank-1 term of a result, in float64. Both [*b, r]"""
+    xp = namespace(target.A)
+    A, B = double(result.A), double(result.B)
+    crossed = (double(target.B).mT @ B) * (double(target.A) @ A.mT)
+    return xp.sum(crossed, axis=-2), xp.sum(B**2, axis=-2) * xp.sum(A**2, axis=-1)
 
 
 def _same(target: LowRank, result: LowRank) -> bool:
