@@ -16,6 +16,7 @@ from loramerge import errors
 from loramerge.adapter import Adapter
 from loramerge.errors import UsageError
 from loramerge.events import silent
+from loramerge.exchange import pull, push
 from loramerge.io._hub import fetch
 from loramerge.io._open import open_adapter
 from loramerge.options import Option, did_you_mean
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from loramerge.report import Report
     from loramerge.trials import Trial
 
-__all__ = ["Result", "load", "names", "public", "run", "sweep"]
+__all__ = ["Result", "load", "names", "public", "pull", "push", "run", "sweep"]
 
 
 def load(
@@ -129,17 +130,28 @@ def _opened(one: Input) -> Adapter:
     return one.adapter if isinstance(one, Result) else load(one)
 
 
+# Public names that are neither methods nor presets.
+FIXED: Mapping[str, object] = {
+    "Result": Result,
+    "errors": errors,
+    "load": load,
+    "pull": pull,
+    "push": push,
+    "run": run,
+    "sweep": sweep,
+}
+
+
 def names() -> list[str]:
     """Every public name: fixed ones, methods, presets."""
     presets = [preset.name for method in methods().values() for preset in method.presets]
-    return sorted(["Result", "__version__", "errors", "load", "run", "sweep", *methods(), *presets])
+    return sorted(["__version__", *FIXED, *methods(), *presets])
 
 
 def public(name: str) -> Any:
     """The object of a public name. Raises AttributeError for any other."""
-    named = {"Result": Result, "errors": errors, "load": load, "run": run, "sweep": sweep}
-    if name in named:
-        return named[name]
+    if name in FIXED:
+        return FIXED[name]
     if name.startswith("_") or name not in names():
         raise AttributeError(f"module 'loramerge' has no attribute '{name}'")
     return _function(name)

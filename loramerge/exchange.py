@@ -20,6 +20,7 @@ from loramerge.io._reference import hub_reference
 from loramerge.io._source import open_source
 from loramerge.io._write import check_free, staged
 from loramerge.origin import Origin
+from loramerge.result import Result
 
 __all__ = ["pull", "push"]
 
@@ -28,25 +29,32 @@ PROVENANCE = "loramerge.json"
 WITH = (CONFIG, CARD, PROVENANCE, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
-def pull(reference: str, out: str | None, force: bool, listen: Listener = silent) -> Path:
+def pull(
+    reference: str,
+    directory: str | Path | None = None,
+    *,
+    force: bool = False,
+    listen: Listener = silent,
+) -> Path:
     """Bring an adapter from the Hub: its weights and the files beside them that describe it.
 
-    One without an adapter_config.json becomes a single file, unless `out` names a directory.
+    Without a `directory` it gets the name of the repository, here. One without an
+    adapter_config.json becomes a single file, unless a directory is named. Returns where it is.
     Raises UsageError for what names no place on the Hub, HubError, AdapterError, OutputError.
     """
-    place = hub_reference(reference)
-    if place is None:
+    asked = hub_reference(reference)
+    if asked is None:
         raise UsageError(
             f"{reference} is no reference to the Hub.", "for example: loramerge pull user/repo"
         )
-    with explained(reference, place.repository):
-        repository = look_up(place)
-        path = weights_among(repository.files, place)
+    with explained(reference, asked.repository):
+        repository = look_up(asked)
+        path = weights_among(repository.files, asked)
         folder = path[: path.rfind("/") + 1]
         beside = [name for name in WITH if folder + name in repository.files]
         alone = CONFIG not in beside
         name = Origin(repository.name, repository.commit, path).stem
-        final = Path(out or name + (SUFFIX if alone else "")).expanduser()
+        final = Path(directory or name + (SUFFIX if alone else "")).expanduser()
         if final.suffix == SUFFIX and not alone:
             raise UsageError(
                 f"{reference} is more than one file: its {CONFIG} says how it is scaled.",
@@ -57,18 +65,18 @@ def pull(reference: str, out: str | None, force: bool, listen: Listener = silent
         listen(Started("downloading", repository.files[path].size or 0))
         weights = repository.download(path, listen)
         open_source(weights).close()
-    with staged(final, force) as directory:
+    with staged(final, force) as place:
         if final.suffix == SUFFIX:
             files = {final.name: weights}
         else:
             files[weights.name] = weights
         for name, file in files.items():
-            shutil.copyfile(file, directory / name)
+            shutil.copyfile(file, place / name)
     return final
 
 
 def push(
-    path: str,
+    adapter: str | Path | Result,
     repository: str,
     *,
     private: bool = False,
@@ -78,22 +86,26 @@ def push(
 ) -> Pushed:
     """Send an adapter to the Hub: its weights, and what describes them, with a card in any case.
 
-    Of a single file, what describes it may be given as `beside`. Raises AdapterError for what is
-    none, UsageError for a name no repository has, HubError.
+    A result need not be saved. A repository that is not there is made, `private` if so asked;
+    `create_pr` opens a pull request instead of changing main; `message` is the title of the commit.
+    Of a single file, what describes it may be given as `beside`. Returns the address, and whether
+    anything there was not yet as it is here. Raises AdapterError for what is no adapter, UsageError
+    for a name no repository has, HubError.
     """
+    path = str(adapter.files if isinstance(adapter, Result) else adapter)
     find_on_disk(path)  # never a reference
     check_push(repository)
-    adapter, directory = open_adapter(path), Path(path).expanduser()
-    weights = adapter.source.path
+    opened, directory = open_adapter(path), Path(path).expanduser()
+    weights = opened.source.path
     name = WEIGHTS if beside and CONFIG in beside else weights.name
     files: dict[str, Path | bytes] = {name: weights, **(beside or {})}
     if directory.is_dir():
         files |= {name: directory / name for name in WITH if (directory / name).is_file()}
-    if CONFIG in files and public_base(adapter) is None and adapter.base_model is not None:
+    if CONFIG in files and public_base(opened) is None and opened.base_model is not None:
         # A directory of this machine is of no use elsewhere, and nobody's business.
-        config = {**adapter.config, "base_model_name_or_path": None}
+        config = {**opened.config, "base_model_name_or_path": None}
         files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
-    found = files.get(CARD, plain_card(adapter).encode())
+    found = files.get(CARD, plain_card(opened).encode())
     text = found if isinstance(found, bytes) else found.read_bytes()
     files[CARD] = text.replace(PLACE.encode(), repository.encode())
     return upload(

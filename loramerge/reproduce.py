@@ -44,7 +44,7 @@ def reproduce(
         temporary = Path(directory)
         local = output
         if on_hub(output):
-            local = str(pull(output, str(temporary / "there"), False, listen))
+            local = str(pull(output, temporary / "there", listen=listen))
         there = _opened(local, output)
         record, lost = made(there)
         if record is None:

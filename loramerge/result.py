@@ -20,12 +20,12 @@ __all__ = ["Result", "compute", "place"]
 class Result:
     """A computed adapter, held in a temporary directory until it is saved or let go.
 
-    It can be an input of the next call.
+    It can be an input of the next call; `files` is the directory.
     """
 
     def __init__(self, plan: Plan, files: Path) -> None:
         self._plan = plan
-        self._files = files
+        self.files = files
         self._weights = files / plan.layout.weights
         self.adapter = replace(open_adapter(str(self._weights)), reference=result_name(plan))
         weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
@@ -40,7 +40,7 @@ class Result:
         would be replaced.
         """
         final = destination(self._plan, str(path), force)
-        place(self._files, final, force)
+        place(self.files, final, force)
         return final
 
 

@@ -19,7 +19,7 @@ def pull(reference: str, out: str | None, force: bool, json: bool, quiet: bool) 
     from loramerge.exchange import pull as brought
 
     with progress(quiet or json) as listen:
-        final = brought(reference, out, force, listen)
+        final = brought(reference, out, force=force, listen=listen)
     if json:
         echo_json({"output": str(final)})
     else:
