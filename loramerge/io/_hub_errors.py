@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["explained"]
 
-# Packages whose exceptions mean that the other end was not reached, or fell silent.
+# Packages whose exceptions mean that the other end was not reached, and of these exceptions the
+# ones that mean that it was, and broke off.
 TRANSPORT = frozenset(("httpx", "httpx2"))
+BROKEN = frozenset(("ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"))
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 LOGIN = "log in first: hf auth login"
-AGAIN = "type it again: what has arrived is kept"
+AGAIN = "type it again: files that arrived whole are kept"
 SETTINGS = "check HF_ENDPOINT and the proxy of your network"
 CACHED = "type it again with HF_HUB_OFFLINE=1 to use what was downloaded before"
 
@@ -71,6 +73,8 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
             )
         case OSError():  # the client found another size than the Hub had stated
             return HubError(f"{what}: the transfer broke off.", AGAIN)
+    if type(error).__name__ in BROKEN and _is_transport(error):
+        return HubError(f"{what}: the transfer broke off.", AGAIN)
     return _unreached(error, what) if _is_transport(error) else None
 
 
