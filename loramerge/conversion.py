@@ -1,6 +1,9 @@
 """What converting an adapter into another layout will do, decided from its header alone."""
 
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,7 +14,7 @@ from loramerge.adapter import Adapter, Module, paired
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
 from loramerge.io._names import renamed
-from loramerge.io._open import layout
+from loramerge.io._open import layout, layouts
 from loramerge.plan import assumed, check_variants, written_as
 from loramerge.publish import free_place, stem
 from loramerge.record import KEY, Canonical, Record, source
@@ -19,6 +22,8 @@ from loramerge.record import KEY, Canonical, Record, source
 __all__ = ["SINGLE", "Conversion", "plan_conversion"]
 
 SINGLE = ".safetensors"
+OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
+TAKE_OUT = "choose another layout, or take modules out first: loramerge select --exclude GLOB"
 # Metadata that says nothing of an adapter.
 FORMAL = frozenset(("format", KEY))
 
@@ -72,7 +77,8 @@ def plan_conversion(
     check_variants([adapter])
     name = f"{stem(adapter)}-{to}{'' if target.directory else SINGLE}"
     final = free_place([adapter], out or name, force)
-    there = renamed(adapter, target.naming or adapter.naming)
+    with _advised(_keeping(adapter)):
+        there = renamed(adapter, target.naming or adapter.naming)
     holds = target.scale
     if holds == "multiplier" and final.suffix == SINGLE:
         holds = "none"  # it stands in the config beside
@@ -90,7 +96,8 @@ def plan_conversion(
         )
     kept = adapter.extras if fits and extras == "error" else ()
     draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
-    notes = [*assumed(adapter), *_lost(adapter, target, draft)]
+    with _advised(TAKE_OUT):
+        notes = [*assumed(adapter), *_lost(adapter, target, draft)]
     if folded:
         notes.append(
             f"{to} cannot say the scale of {len(folded)} of {len(modules)} modules: it is folded "
@@ -108,6 +115,23 @@ def plan_conversion(
             f"{len(adapter.modules)} modules are {len(there.modules)} in {to}: fused there, or here"
         )
     return Conversion(adapter, there, target, draft, tuple(folded), final, force, tuple(notes))
+
+
+@contextmanager
+def _advised(hint: str) -> Iterator[None]:
+    """Another hint where the one of a layout names flags of merges, which convert has not."""
+    try:
+        yield
+    except IncompatibleError as error:
+        if error.hint and OF_MERGES.search(error.hint):
+            raise IncompatibleError(error.message, hint) from None
+        raise
+
+
+def _keeping(adapter: Adapter) -> str:
+    """Where names cannot be translated: the layouts in which they are the same."""
+    kept = [one.name for one in layouts() if one.naming == adapter.naming and not one.writes]
+    return f"layouts that keep its names: {', '.join(kept) or 'none'}"
 
 
 def _modules(

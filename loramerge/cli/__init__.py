@@ -135,7 +135,7 @@ def main() -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module="huggingface_hub")
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(prog_name="loramerge", standalone_mode=False) or 0)
     except Exception as error:
         if os.environ.get("LORAMERGE_DEBUG"):
             raise
