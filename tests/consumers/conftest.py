@@ -20,6 +20,12 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Made]:
     return {name: form(name, given, directory / f"form{n}") for n, name in enumerate(FORMS)}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave these modules alone where none of their tests is asked for: they load every program."""
+    leave = collection_path.name.startswith("test_") and config.option.markexpr == "not consumers"
+    return True if leave else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The programs warn of each other's ways; what loads an adapter wrong is a UserWarning."""
     here = Path(__file__).parent
