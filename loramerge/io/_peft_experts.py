@@ -94,11 +94,14 @@ class _Expert(Struct, frozen=True):
 
 
 def targets(draft: Draft) -> list[str]:
-    """What target_parameters of a result must name: what its sources do, as far as it is there."""
+    """What target_parameters of a result must name: what its sources do, as far as it is there.
+
+    Parameters that none of them names, having had modules in their place, are named in full.
+    """
     matches = [NUMBERED.fullmatch(m.name) for m in draft.modules if m.kind == "parameter"]
     here = {(match["path"], match["parameter"]) for match in matches if match}
     named = dict.fromkeys(t for s in draft.sources for t in s.config.get(FIELD) or [])
-    return [
+    kept = [
         target
         for target in named
         if any(
@@ -106,6 +109,12 @@ def targets(draft: Draft) -> list[str]:
             for path, parameter in here
         )
     ]
+    new = [
+        f"{path}.{parameter}"
+        for path, parameter in sorted(here)
+        if parameter in DEFINED and parameter not in _wrapped(path, kept)
+    ]
+    return kept + new
 
 
 def stacked(modules: Sequence[Module]) -> list[Stored]:

@@ -16,9 +16,11 @@ from msgspec.structs import replace
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._names._forms import fits, holds, part_heights, parts, together
+from loramerge.io._names._projections import Heads, Projections, in_form, like
 from loramerge.io._names._table import Family, Found
+from loramerge.io._names._torchtune import across_torchtune
 
-__all__ = ["alike", "families", "renamed"]
+__all__ = ["Heads", "Projections", "alike", "families", "in_form", "renamed"]
 
 ONE_LAYOUT = "leave --to out, or give adapters of one layout"
 # Where a file's header says what it was trained on.
@@ -37,16 +39,19 @@ def families() -> tuple[Family, ...]:
     )
 
 
-def renamed(adapter: Adapter, naming: str) -> Adapter:
+def renamed(adapter: Adapter, naming: str, heads: Heads | None = None) -> Adapter:
     """The same adapter with module names of another vocabulary.
 
     Layers that are fused there are stacked, layers that are fused here are taken apart; both are
-    exact. Headers do not say how many terms a part has, so factors of such layers are read.
+    exact. Headers do not say how many terms a part has, so factors of such layers are read. Between
+    torchtune and the names of a model itself, the `heads` of queries and keys are needed.
     Raises IncompatibleError where a name has no counterpart there, listing them, and where several
     families explain all names and translate them differently.
     """
     if adapter.naming == naming:
         return adapter
+    if {adapter.naming, naming} == {"torchtune", "model"}:
+        return across_torchtune(adapter, naming, heads)
     if adapter.naming == "diffusers" and naming == "model":
         return _without_component(adapter)
     return _translated(adapter, naming)
@@ -56,9 +61,14 @@ def alike(adapters: Sequence[Adapter], naming: str) -> list[Adapter]:
     """Adapters with names of one vocabulary (none: each its own), and in one spelling of it.
 
     A vocabulary has several where programs differ, as kohya's has for SDXL; names stay as they are
-    unless the adapters then have more modules in common. Raises IncompatibleError as `renamed`.
+    unless the adapters then have more modules in common. Projections that some of them fuse are in
+    the form of the first adapter that has them. Raises IncompatibleError as `renamed`.
     """
-    found = [renamed(adapter, naming or adapter.naming) for adapter in adapters]
+    found: list[Adapter] = []
+    known: dict[str, Module] = {}
+    for adapter in adapters:
+        found.append(like(renamed(adapter, naming or adapter.naming), known))
+        known |= {n: m for n, m in found[-1].modules.items() if n not in known}
     if len({frozenset(adapter.modules) for adapter in found}) == 1:
         return found
     try:

@@ -10,7 +10,7 @@ from loramerge._lazy import np
 from loramerge.adapter import LowRank, Module, TensorSource, paired
 from loramerge.io._names._table import Row
 
-__all__ = ["fits", "holds", "part_heights", "parts", "together"]
+__all__ = ["apart", "fits", "holds", "part_heights", "parts", "stacked", "together"]
 
 
 class Excerpt(Struct, frozen=True):
@@ -74,19 +74,23 @@ def holds(row: Row, place: int, shape: tuple[int, int]) -> bool:
 
 
 def parts(source: TensorSource, row: Row, whole: Module) -> list[Module | None]:
-    """What a layer is in diffusers; None for a part that it leaves unchanged.
-
-    Where no term of a fused update reaches two of its parts, as sd-scripts saves `split_qkv` and
-    `together` stacks, each part gets only its own terms, and one that none reaches is absent. Only
-    B itself shows it, and is read.
-    """
+    """What a layer is in diffusers; None for a part that it leaves unchanged."""
     if len(row.parts) == 1:
         half = whole.out_features // 2
         if not (row.swapped and half == whole.in_features):
             return [whole]
         halves = slice(half, 2 * half), slice(0, half)
         return [replace(whole, form=Excerpt(whole, halves))]
-    heights = part_heights(row, whole)
+    return apart(source, whole, part_heights(row, whole))
+
+
+def apart(source: TensorSource, whole: Module, heights: Sequence[int]) -> list[Module | None]:
+    """A fused layer as its parts of so many rows each; None for one that it leaves unchanged.
+
+    Where no term of a fused update reaches two of its parts, as sd-scripts saves `split_qkv` and
+    `stacked` makes them, each part gets only its own terms, and one that none reaches is absent.
+    Only B itself shows it, and is read.
+    """
     ends = accumulate(heights)
     spans = [slice(end - height, end) for end, height in zip(ends, heights, strict=True)]
     found: list[Module | None] = []
@@ -113,17 +117,24 @@ def _own_terms(
 
 
 def together(source: TensorSource, row: Row, name: str, members: Sequence[Module | None]) -> Module:
-    """The layer that diffusers' parts make, None being an absent one.
+    """The layer that diffusers' parts make, None being an absent one."""
+    first = next(member for member in members if member is not None)
+    if len(row.parts) == 1:
+        (whole,) = parts(source, row, first)
+        return replace(whole or first, name=name)
+    return stacked(source, name, members, part_heights(row, first))
+
+
+def stacked(
+    source: TensorSource, name: str, members: Sequence[Module | None], heights: Sequence[int]
+) -> Module:
+    """The layer that parts of so many rows each make, None being an absent one.
 
     Its scaling is that of the parts, or 1 where they differ and are folded into B.
     """
     there = [member for member in members if member is not None]
     first = there[0]
-    if len(row.parts) == 1:
-        (whole,) = parts(source, row, first)
-        return replace(whole or first, name=name)
     assert not any(member.gates for member in there)  # SoRA is of models without fused layers
-    heights = part_heights(row, first)
     shared = len(there) == len(members) and _have_one_input(source, there)
     scalings = {member.scaling for member in there}
     dtypes = {member.dtype for member in there}
@@ -140,7 +151,7 @@ def together(source: TensorSource, row: Row, name: str, members: Sequence[Module
             for place, member in enumerate(there)
             for role, key in member.keys.items()
         },
-        form=Stack(tuple(members), heights, shared),
+        form=Stack(tuple(members), tuple(heights), shared),
     )
 
 

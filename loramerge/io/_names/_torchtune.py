@@ -1,0 +1,83 @@
+"""torchtune's names of language models, and its order of rows, against Hugging Face's."""
+
+import re
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from loramerge._lazy import np
+from loramerge.adapter import Adapter, LowRank, Module, TensorSource
+from loramerge.errors import IncompatibleError, listed
+from loramerge.io._names._projections import Heads
+
+__all__ = ["across_torchtune"]
+
+LAYER = re.compile(r"(?:model\.)?layers\.(?P<number>\d+)\.(?P<path>.+)")
+PATHS = {
+    **{f"attn.{x}_proj": f"self_attn.{x}_proj" for x in "qkv"},
+    "attn.output_proj": "self_attn.o_proj",
+    **{"mlp.w1": "mlp.gate_proj", "mlp.w2": "mlp.down_proj", "mlp.w3": "mlp.up_proj"},
+    "output": "lm_head",
+}
+BACK = {theirs: ours for ours, theirs in PATHS.items()}
+# Whose rows rotary embeddings turn, and which of the two numbers of heads it has.
+TURNED = {"q_proj": 0, "k_proj": 1}
+
+
+def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adapter:
+    """The adapter with the names and the order of rows of Hugging Face (`model`) or torchtune.
+
+    torchtune rotates neighbouring rows of a head, Hugging Face those of its two halves, so that
+    rows of q_proj and k_proj change places (as in torchtune's tune_to_peft_adapter_weights). Raises
+    IncompatibleError where `heads` are needed and missing, or do not fit; for unknown names.
+    """
+    back = naming == "torchtune"
+    paths, stem = (BACK, "layers") if back else (PATHS, "model.layers")
+    modules: dict[str, Module] = {}
+    unknown: list[str] = []
+    for name, module in adapter.modules.items():
+        match = LAYER.fullmatch(name)
+        path = paths.get(match["path"] if match else name)
+        if path is None:
+            unknown.append(name)
+            continue
+        found = _turned(adapter, module, heads, back) if _leaf(path) in TURNED else module
+        target = f"{stem}.{match['number']}.{path}" if match else path
+        modules[target] = replace(found, name=target)
+    if unknown:
+        raise IncompatibleError(
+            f"{adapter.reference}: {len(unknown)} of {len(adapter.modules)} modules have no name "
+            f"that torchtune and Hugging Face share: {listed(unknown, 4)}.",
+            "leave them out: loramerge select ... --exclude",
+        )
+    return replace(adapter, naming=naming, modules=modules)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+class Turned(Struct, frozen=True):
+    """Rows of B in another order: of each head, pairs of neighbours as two halves, or back."""
+
+    whole: Module
+    heads: int
+    back: bool
+
+    def __call__(self, source: TensorSource, module: Module) -> LowRank:
+        update = self.whole.form(source, self.whole)
+        rows = np.arange(len(update.B)).reshape(self.heads, *((2, -1) if self.back else (-1, 2)))
+        return LowRank(update.A, update.B[rows.swapaxes(1, 2).reshape(-1)])
+
+
+def _turned(adapter: Adapter, module: Module, heads: Heads | None, back: bool) -> Module:
+    """The module with its rows in the other order."""
+    count = heads[TURNED[_leaf(module.name)]] if heads else 0
+    if not count or module.out_features % (2 * count):
+        said = f"{count} do not fit its {module.out_features} rows" if count else "nothing says it"
+        raise IncompatibleError(
+            f"{adapter.reference}: the rows of {module.name} stand in another order there, by the "
+            f"number of heads, and {said}.",
+            "say how many heads queries and keys have: loramerge convert ... --heads 32,8",
+        )
+    return replace(module, form=Turned(module, count, back))
