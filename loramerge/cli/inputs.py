@@ -64,11 +64,11 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def opened(named: list[Named], *, look: bool = False) -> list["Adapter"]:
+def opened(named: list[Named], *, look: bool = False, shared: str | None = None) -> list["Adapter"]:
     """Every adapter, headers only. Raises with the problems of all that cannot be read.
 
     To `look` is to download no tensor, even where a layout would need one to say its scale.
-    Pickles are read where the command line allows it.
+    Pickles are read where the command line allows it; factors that files leave out are `shared`.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -85,6 +85,7 @@ def opened(named: list[Named], *, look: bool = False) -> list["Adapter"]:
                 look=look,
                 named=given.layout,
                 allow_pickle=allowed,
+                shared=shared,
             )
         except LoramergeError as error:
             return error

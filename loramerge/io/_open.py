@@ -7,14 +7,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter
+from loramerge.adapter import Adapter, source_name
 from loramerge.errors import AdapterError, UsageError, listed
 from loramerge.io._disk import find_on_disk
+from loramerge.io._files import Found
 from loramerge.io._foreign import recognise, samples
 from loramerge.io._hub import find_on_hub
 from loramerge.io._layout import Given, Layout
 from loramerge.io._reference import HubReference, hub_reference
-from loramerge.io._source import Source
+from loramerge.io._source import Joined, Source, joined
 from loramerge.options import did_you_mean
 from loramerge.registry import layout_names, load
 
@@ -45,19 +46,19 @@ def open_adapter(
     look: bool = False,
     named: str | None = None,
     allow_pickle: bool = False,
+    shared: str | None = None,
 ) -> Adapter:
     """Open a directory, a .safetensors file or a reference to the Hub; a path that exists wins.
 
     Only headers and configs are read. A file on the Hub is downloaded when a tensor of it is read,
     which reading the alphas of some layouts is; to `look` is to leave them unread. The layout is
-    told from the keys, unless it is `named`. A pickle is refused unless it is allowed. Raises
-    AdapterError with the reason for anything that is not a readable adapter, HubError where the
-    Hub does not give it.
+    told from the keys, unless it is `named`. A pickle is refused unless it is allowed. Factors that
+    the file leaves out are taken from the one that is `shared`. Raises AdapterError with the reason
+    for anything that is not a readable adapter, HubError where the Hub does not give it.
     """
-    place = on_hub(reference)
-    files = (
-        find_on_hub(place, look, allow_pickle) if place else find_on_disk(reference, allow_pickle)
-    )
+    files = _find(reference, look, allow_pickle)
+    if shared is not None:
+        files = _completed(files, _find(shared, look, allow_pickle), reference, shared)
     if named is None:
         found = _detect(files.source, reference, files.config if not files.beside else None)
     else:
@@ -68,9 +69,48 @@ def open_adapter(
         if reference in error.message:
             raise
         raise AdapterError(f"{reference}: {error.message}", error.hint) from None
+    if isinstance(files.source, Joined):
+        adapter = _own(adapter, files.source, str(shared))
     if files.source.unread:
         adapter = _unscaled(adapter)
     return replace(adapter, alpha=alpha, named=named, origin=files.origin, licence=files.licence)
+
+
+def _find(reference: str, look: bool, allow_pickle: bool) -> Found:
+    """The files of an adapter, here or on the Hub."""
+    place = on_hub(reference)
+    if place is None:
+        return find_on_disk(reference, allow_pickle)
+    return find_on_hub(place, look, allow_pickle)
+
+
+def _completed(files: Found, other: Found, reference: str, shared: str) -> Found:
+    """The files of an adapter with what they leave out of others."""
+    source = joined(files.source, other.source)
+    if len(source.tensors) == len(files.source.tensors):
+        raise UsageError(f"{shared} holds no tensor that {reference} lacks.", "leave --shared out")
+    config, beside = files.config, files.beside
+    if config is None:
+        config, beside = other.config, other.beside
+    return replace(files, source=source, config=config, beside=beside)
+
+
+def _own(adapter: Adapter, source: Joined, shared: str) -> Adapter:
+    """The adapter without modules and extras that only the other file has."""
+    modules = {
+        name: module
+        for name, module in adapter.modules.items()
+        if not all(map(source.borrowed, module.keys.values()))
+    }
+    used = {key for module in modules.values() for key in module.keys.values()}
+    tensors = {k: v for k, v in source.tensors.items() if k in used or not source.borrowed(k)}
+    return replace(
+        adapter,
+        modules=modules,
+        extras=tuple(extra for extra in adapter.extras if not source.borrowed(extra.key)),
+        source=replace(source, tensors=tensors),
+        derived=("convert", source_name(adapter), "--shared", Path(shared).name),
+    )
 
 
 def on_hub(reference: str) -> HubReference | None:

@@ -15,7 +15,17 @@ from loramerge.adapter import Array, TensorInfo
 from loramerge.errors import AdapterError
 from loramerge.io._header import header_length, parse, shown
 
-__all__ = ["FLOATS", "Handle", "OnDisk", "Source", "decode", "open_source", "source_of"]
+__all__ = [
+    "FLOATS",
+    "Handle",
+    "Joined",
+    "OnDisk",
+    "Source",
+    "decode",
+    "joined",
+    "open_source",
+    "source_of",
+]
 
 # What a low-rank factor may be stored as.
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
@@ -144,6 +154,29 @@ class Source(Struct, frozen=True):
     def close(self) -> None:
         """Let go of the file."""
         self.handle.close()
+
+
+class Joined(Source, frozen=True):
+    """A file, and the tensors of another one that it leaves out: factors that several share."""
+
+    other: Source | None = None
+
+    def borrowed(self, key: str) -> bool:
+        """Whether a tensor is from the other file."""
+        return self.other is not None and self.other.tensors.get(key) is self.tensors[key]
+
+    def read(self, key: str) -> bytes:
+        """The stored bytes of one tensor, wherever it is."""
+        if self.other is not None and self.borrowed(key):
+            return self.other.read(key)
+        return Source.read(self, key)
+
+
+def joined(source: Source, other: Source) -> Joined:
+    """A file with what it lacks of another."""
+    tensors = {**other.tensors, **source.tensors}
+    facts = (source.path, source.handle, source.data_start, source.size)
+    return Joined(*facts, tensors, source.metadata, source.unread, other)
 
 
 def open_source(path: Path) -> Source:

@@ -54,7 +54,7 @@ def read(given: Given) -> Adapter:
     if set(shared) != {"A", "B"}:
         raise AdapterError(
             f"{where} does not hold vera_A and vera_B, which its vectors scale.",
-            "save it with PEFT's save_projection=True",
+            "name a file that holds them, as PEFT saves with save_projection=True: --shared",
         )
     check_owners(groups, "d", where)
     leaves = {name.rpartition(".")[2] for name in groups}
