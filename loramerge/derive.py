@@ -16,15 +16,13 @@ from loramerge.io._checkpoint import Checkpoint
 __all__ = [
     "check_base",
     "difference",
-    "rebased",
     "stored_turned",
     "undecomposed",
     "updated",
+    "weight_of",
 ]
 
 OTHER_BASE = "name the base model that this adapter was trained on"
-# How a variant is called whose start changed its base.
-REBASED = " initialisation"
 MAGNITUDES = ("magnitude", "dora_scale")
 EMBEDDINGS = ("embed_tokens", "embeddings", "word_embeddings", "wte", "wpe", "position_embeddings")
 
@@ -103,7 +101,7 @@ def undecomposed(adapter: Adapter, base: Checkpoint) -> Adapter:
         raise IncompatibleError(
             f"{adapter.reference}: {listed(embeddings)} are DoRA of embeddings, computed "
             "token by token.",
-            "merge it in PEFT: model.merge_and_unload()",
+            "leave them out: --exclude",
         )
     turned = bool(adapter.config.get("fan_in_fan_out"))
 
@@ -214,39 +212,3 @@ def _tuned(key: str, shape: tuple[int, ...], dtype: str, base: Checkpoint) -> Mo
         kernel=tuple(kernel),
         form=changed,
     )
-
-
-def rebased(adapter: Adapter, initial: Adapter) -> Adapter:
-    """An adapter whose start changed its base (PiSSA, OLoRA, CorDA, LoRA-GA), as plain LoRA.
-
-    It stands against W - s A0 B0: relative to W the update is s (B A - B0 A0), exactly, at twice
-    the rank. `initial` holds the factors it started from. Raises IncompatibleError where these are
-    of other modules or shapes.
-    """
-    missing = [
-        name
-        for name, module in adapter.modules.items()
-        if name not in initial.modules or initial.modules[name].shape != module.shape
-    ]
-    if missing:
-        raise IncompatibleError(
-            f"{initial.reference} does not hold the start of {listed(missing, 3)}.",
-            "name the directory in which this adapter was saved before it was trained",
-        )
-
-    def both(source: TensorSource, module: Module) -> LowRank:
-        own, start = adapter.modules[module.name], initial.modules[module.name]
-        one, two = own.form(source, own), start.form(initial.source, start)
-        share = start.scaling / own.scaling
-        return LowRank(
-            A=np.concatenate([one.A, two.A]), B=np.concatenate([one.B, two.B * -share], axis=1)
-        )
-
-    modules = {
-        name: replace(module, rank=module.rank + initial.modules[name].rank, form=both)
-        for name, module in adapter.modules.items()
-    }
-    kept = tuple(v for v in adapter.variants if not v.name.endswith(REBASED))
-    config = {**adapter.config, "init_lora_weights": True}
-    how = ("convert", source_name(adapter), "--initial", source_name(initial))
-    return replace(adapter, modules=modules, variants=kept, config=config, derived=how)

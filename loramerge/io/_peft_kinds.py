@@ -89,6 +89,8 @@ SIGNS = {
 }
 # init_lora_weights that change the base: A and B then stand against W - s A0 B0, not against W.
 REBASING = ("pissa", "olora", "corda", "lora_ga")
+# Of these, what the base model alone determines.
+RECOMPUTED = ("pissa", "olora")
 
 
 def check_type(config: Mapping[str, Any], where: str) -> None:
@@ -132,7 +134,8 @@ def _inits(config: Mapping[str, Any]) -> Iterator[Variant]:
         yield Variant(
             f"{shown(init)} initialisation",
             "its factors stand against a base model that was changed at the start of training",
-            "make plain LoRA of it: loramerge convert ADAPTER --initial BEFORE_TRAINING --to peft",
+            "make plain LoRA of it: loramerge convert ADAPTER --to peft --initial BEFORE_TRAINING"
+            + (" (or --base MODEL)" if init.lower() in RECOMPUTED else ""),
         )
     elif init.lower() == "loftq":
         yield Variant(

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import nn
 
-from loramerge.derive import rebased
 from loramerge.errors import IncompatibleError
+from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._open import open_adapter
+from loramerge.rebase import rebased, recomputed
+from tests.build import write_peft
 from tests.typed import typed
 
 
@@ -82,3 +85,67 @@ def test_a_start_of_other_modules_is_refused(tmp_path: Path) -> None:
     one, two = (open_adapter(str(tmp_path / name)) for name in ("one", "two"))
     with pytest.raises(IncompatibleError, match="does not hold the start of v"):
         rebased(one, two)
+
+
+def trained(init: str, base: Model, folder: Path, **config: object) -> dict[str, np.ndarray]:
+    """A trained adapter and its base, as saved; what PEFT makes of W less W."""
+    torch.manual_seed(0)
+    save_file(base.state_dict(), folder / "model.safetensors")
+    before = {name: weight.clone().double() for name, weight in base.state_dict().items()}
+    wishes = {"r": 3, "lora_alpha": 5, "target_modules": ["q", "v"], "init_lora_weights": init}
+    model = get_peft_model(base, LoraConfig(**(wishes | config)))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) / 10
+    model.save_pretrained(folder / "trained")
+    after = model.merge_and_unload().state_dict()
+    return {name: (after[name].double() - W).numpy() for name, W in before.items()}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_base_alone_says_what_pissa_and_olora_started_from(
+    init: str, rslora: bool, tmp_path: Path
+) -> None:
+    wanted = trained(init, Model(), tmp_path, use_rslora=rslora)
+    words = ("--base", tmp_path / "model.safetensors", "--to", "peft", "-o", tmp_path / "plain")
+    done = typed("convert", tmp_path / "trained", *words)
+    assert done.code == 0, done.err
+    ours = open_adapter(str(tmp_path / "plain"))
+    assert not ours.variants
+    for name, module in ours.modules.items():
+        assert (module.rank, module.dtype) == (6, "F32")
+        update = ours.read(name, wide=True)
+        # float32 decompositions of weights of length 3 or so, theirs and ours
+        np.testing.assert_allclose(update.B @ update.A, wanted[f"{name}.weight"], atol=5e-6)
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_4", "corda", "lora_ga"])
+def test_starts_that_depend_on_chance_or_data_are_not_computed_again(
+    init: str, tmp_path: Path
+) -> None:
+    base = Model()
+    save_file(base.state_dict(), tmp_path / "model.safetensors")
+    pair = (np.ones((3, 16)), np.ones((12, 3)))
+    path = write_peft(tmp_path / "a", {"q": pair}, init_lora_weights=init)
+    with pytest.raises(IncompatibleError, match=f"computed again for initialisation {init}"):
+        recomputed(open_adapter(str(path)), open_checkpoint(str(tmp_path / "model.safetensors")))
+
+
+def test_a_start_that_equal_singular_values_leave_open_is_refused(tmp_path: Path) -> None:
+    save_file({"q.weight": torch.eye(12, 16)}, tmp_path / "model.safetensors")
+    pair = (np.ones((3, 16)), np.ones((12, 3)))
+    path = write_peft(tmp_path / "a", {"q": pair}, init_lora_weights="pissa")
+    adapter = recomputed(
+        open_adapter(str(path)), open_checkpoint(str(tmp_path / "model.safetensors"))
+    )
+    with pytest.raises(IncompatibleError, match="singular values 3 and 4 of its base weight"):
+        adapter.read("q")
+
+
+def test_only_one_of_initial_and_base_is_taken(tmp_path: Path) -> None:
+    trained("pissa", Model(), tmp_path)
+    given = ("--initial", tmp_path / "trained", "--base", tmp_path / "model.safetensors")
+    done = typed("convert", tmp_path / "trained", "--to", "peft", *given)
+    assert done.code == 2
+    assert "only one of --initial and --base" in done.err

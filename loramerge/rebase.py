@@ -1,0 +1,130 @@
+"""Adapters whose start changed their base model (PiSSA, OLoRA, CorDA, LoRA-GA), as plain LoRA.
+
+Such an adapter stands against W - s A0 B0, A0 and B0 being what training started from: relative to
+W the update is s (B A - B0 A0), exactly, at twice the rank.
+"""
+
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from loramerge._lazy import np
+from loramerge.adapter import Adapter, Array, LowRank, Module, TensorSource
+from loramerge.derive import check_base, stored_turned, weight_of
+from loramerge.errors import IncompatibleError, listed
+from loramerge.io._checkpoint import Checkpoint
+
+__all__ = ["rebased", "recomputed"]
+
+# How a variant is called whose start changed its base.
+REBASED = " initialisation"
+# Singular values closer than this, relative to the largest, may have changed places in float32.
+GAP = 1e-5
+
+
+def rebased(adapter: Adapter, initial: Adapter) -> Adapter:
+    """The adapter against its true base, by the factors it started from.
+
+    Raises IncompatibleError where these are of other modules or shapes.
+    """
+    missing = [
+        name
+        for name, module in adapter.modules.items()
+        if name not in initial.modules or initial.modules[name].shape != module.shape
+    ]
+    if missing:
+        raise IncompatibleError(
+            f"{initial.reference} does not hold the start of {listed(missing, 3)}.",
+            "name the directory in which this adapter was saved before it was trained",
+        )
+
+    def start(name: str) -> LowRank:
+        first = initial.modules[name]
+        update = first.form(initial.source, first)
+        share = first.scaling / adapter.modules[name].scaling
+        return update if share == 1 else LowRank(update.A, update.B * update.B.dtype.type(share))
+
+    return _against(adapter, start, initial.modules)
+
+
+def recomputed(adapter: Adapter, base: Checkpoint) -> Adapter:
+    """The adapter against its true base, where that alone says what it started from.
+
+    PiSSA (arXiv:2404.02948) starts from the r largest terms of the SVD of W, OLoRA
+    (arXiv:2406.01775) from the first r columns and rows of its QR decomposition; both as PEFT
+    computes them, up to float32's rounding. Raises IncompatibleError for starts that depend on
+    random numbers or data, for a spectrum without a gap behind its r largest values, and where the
+    base is another.
+    """
+    kind = str(adapter.config.get("init_lora_weights")).lower()
+    found = STARTS.get(kind)
+    turned = bool(adapter.config.get("fan_in_fan_out"))
+    others = [name for name, m in adapter.modules.items() if m.kind != "linear"]
+    if found is None or others or (kind == "olora" and turned):
+        what = f"modules such as {listed(others, 2)}" if others else f"initialisation {kind}"
+        raise IncompatibleError(
+            f"{adapter.reference}: what it started from cannot be computed again for {what}.",
+            "name the adapter as it was saved before training: --initial",
+        )
+    check_base(adapter, base)
+
+    def start(name: str) -> LowRank:
+        module = adapter.modules[name]
+        assert not stored_turned(module, False)
+        return found(weight_of(base, module, turned), module)
+
+    # A start is nearly as large as W, and what was learned a small difference from it.
+    wide = {name: replace(module, dtype="F32") for name, module in adapter.modules.items()}
+    return _against(adapter, start, wide)
+
+
+def _principal(W: Array, module: Module) -> LowRank:
+    """The largest terms of the SVD, divided by the scaling."""
+    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    r = module.rank
+    if r < len(S) and S[r - 1] - S[r] <= GAP * S[0]:
+        raise IncompatibleError(
+            f"{module.name}: the singular values {r} and {r + 1} of its base weight are equal, so "
+            "that what PiSSA started from is not determined.",
+            "name the adapter as it was saved before training: --initial",
+        )
+    root = np.sqrt(S[:r] / module.scaling)
+    return LowRank(A=root[:, None] * Vh[:r], B=U[:, :r] * root)
+
+
+def _orthonormal(W: Array, module: Module) -> LowRank:
+    """The first columns of Q and rows of R."""
+    Q, R = np.linalg.qr(W)
+    return LowRank(A=R[: module.rank], B=Q[:, : module.rank])
+
+
+STARTS = {"pissa": _principal, "olora": _orthonormal}
+
+
+def _against(
+    adapter: Adapter, start: Callable[[str], LowRank], initial: Mapping[str, Module]
+) -> Adapter:
+    """The adapter less its start, whose B is for the adapter's own scaling.
+
+    Stored in the dtype of both where it is one and nothing is scaled, else in float32.
+    """
+
+    def both(source: TensorSource, module: Module) -> LowRank:
+        own = adapter.modules[module.name]
+        one, two = own.form(source, own), start(module.name)
+        A, B = np.concatenate([one.A, two.A]), np.concatenate([one.B, -two.B], axis=1)
+        return LowRank(A, B)
+
+    modules = {}
+    for name, module in adapter.modules.items():
+        first = initial[name]
+        same = (first.dtype, first.scaling) == (module.dtype, module.scaling)
+        modules[name] = replace(
+            module,
+            rank=module.rank + first.rank,
+            dtype=module.dtype if same else "F32",
+            form=both,
+        )
+    kept = tuple(v for v in adapter.variants if not v.name.endswith(REBASED))
+    config = {**adapter.config, "init_lora_weights": True}
+    return replace(adapter, modules=modules, variants=kept, config=config)
