@@ -10,7 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from loramerge import errors
 from loramerge.adapter import Adapter
@@ -26,10 +26,11 @@ from loramerge.registry import Method, methods
 from loramerge.result import Result, compute
 
 if TYPE_CHECKING:
+    from loramerge.converted import Converted
     from loramerge.report import Report
     from loramerge.trials import Trial
 
-__all__ = ["Result", "load", "names", "public", "pull", "push", "run", "sweep"]
+__all__ = ["Result", "convert", "load", "names", "public", "pull", "push", "run", "sweep"]
 
 
 def load(
@@ -38,19 +39,63 @@ def load(
     *,
     layout: str | None = None,
     allow_pickle: bool = False,
+    shared: str | Path | None = None,
 ) -> Adapter:
     """Open a directory, a .safetensors file, or user/repo on the Hub; only headers are read.
 
     A file on the Hub is downloaded when its tensors are needed. `alpha` is the lora_alpha of a bare
     file that does not say it; `layout` is told from the keys unless it is given; a pickle (.bin) is
-    refused unless `allow_pickle`, and then nothing of it is run. Raises AdapterError with the
-    reason for anything that is not a readable adapter, HubError where the Hub does not give it.
+    refused unless `allow_pickle`, and then nothing of it is run; factors that it leaves out are in
+    what is `shared`. Raises AdapterError with the reason for anything that is not a readable
+    adapter, HubError where the Hub does not give it.
     """
-    stated = None if alpha is None else float(alpha)
-    return open_adapter(str(reference), stated, named=layout, allow_pickle=allow_pickle)
+    return open_adapter(
+        str(reference),
+        None if alpha is None else float(alpha),
+        named=layout,
+        allow_pickle=allow_pickle,
+        shared=None if shared is None else str(shared),
+    )
 
 
 Input: TypeAlias = str | Path | Adapter | Result
+
+
+def convert(
+    adapter: Input,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    extras: str = "error",
+    force: bool = False,
+    initial: Input | None = None,
+    base: str | Path | None = None,
+    pruned: Sequence[str | Path] = (),
+    heads: tuple[int, int] | None = None,
+    projections: Literal["split", "fused"] | None = None,
+    allow_pickle: bool = False,
+) -> "Converted":
+    """Write an adapter in another layout: factors bit for bit, names translated.
+
+    The options are those of `loramerge convert --help`; `heads` are of queries and of keys. What
+    was written is at `.path` of what is returned, `.notes` say what was folded, lost or assumed.
+    Raises the errors of `loramerge.errors`, with the same messages as the command line.
+    """
+    from loramerge.conversion import Needs, plan_conversion
+    from loramerge.converted import convert
+    from loramerge.io._checkpoint import open_checkpoint
+
+    needs = Needs(
+        initial=None if initial is None else _opened(initial),
+        base=None if base is None else open_checkpoint(str(base)),
+        pruned=tuple(map(str, pruned)),
+        heads=heads,
+        projections=projections,
+        allow_pickle=allow_pickle,
+    )
+    place = None if out is None else str(out)
+    plan = plan_conversion(_opened(adapter), to, place, extras=extras, force=force, needs=needs)
+    return convert(plan)
 
 
 def run(
@@ -135,6 +180,7 @@ FIXED: Mapping[str, object] = {
     "Result": Result,
     "errors": errors,
     "load": load,
+    "convert": convert,
     "pull": pull,
     "push": push,
     "run": run,

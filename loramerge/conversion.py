@@ -1,31 +1,92 @@
 """What converting an adapter into another layout will do, decided from its header alone."""
 
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from loramerge._version import __version__
-from loramerge.adapter import Adapter, Module, paired
+from loramerge.adapter import Adapter, Module, paired, source_name
 from loramerge.errors import IncompatibleError, UsageError, listed
+from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
-from loramerge.io._names import renamed
-from loramerge.io._open import layout, layouts
+from loramerge.io._names import Heads, Projections, in_form, renamed
+from loramerge.io._open import layout
 from loramerge.plan import assumed, check_variants, written_as
 from loramerge.publish import free_place, stem
+from loramerge.rebase import rebased, recomputed
 from loramerge.record import KEY, Canonical, Record, source
+from loramerge.recover import read_pruned, recovered
 
-__all__ = ["SINGLE", "Conversion", "plan_conversion"]
+__all__ = ["SINGLE", "Conversion", "Needs", "plan_conversion", "recorded_needs"]
 
 SINGLE = ".safetensors"
-OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
-TAKE_OUT = "choose another layout, or take modules out first: loramerge select --exclude GLOB"
 # Metadata that says nothing of an adapter.
 FORMAL = frozenset(("format", KEY))
+
+
+class Needs(Struct, frozen=True):
+    """What a file does not say, and some conversions must know.
+
+    `initial`, or `base` where that is enough: what an adapter started from that changed its base.
+    `pruned`: directories with the rows that its base had lost. `heads`: of queries, and of keys
+    and values. `projections`: the form of those of language models, as they are unless given.
+    """
+
+    initial: Adapter | None = None
+    base: Checkpoint | None = None
+    pruned: tuple[str, ...] = ()
+    heads: Heads | None = None
+    projections: Projections | None = None
+    allow_pickle: bool = False
+
+    def plain(self, adapter: Adapter, to: str) -> Adapter:
+        """The adapter against its whole and unchanged base model."""
+        if self.initial is not None and self.base is not None:
+            raise UsageError("convert takes only one of --initial and --base.", "leave --base out")
+        typed: list[str] = []
+        if self.initial is not None:
+            adapter = rebased(adapter, self.initial)
+            typed += ["--initial", source_name(self.initial)]
+        elif self.base is not None:
+            adapter = recomputed(adapter, self.base)
+            typed += ["--base", self.base.path.name]
+        if self.pruned:
+            adapter = recovered(adapter, read_pruned(self.pruned, self.allow_pickle), self.heads)
+            typed += [word for place in self.pruned for word in ("--pruned", Path(place).name)]
+        if not typed and not adapter.derived:
+            return adapter
+        start = adapter.derived or ("convert", source_name(adapter))
+        return replace(adapter, derived=(*start, *typed, "--to", to))
+
+    def named(self, adapter: Adapter, naming: str) -> Adapter:
+        """The adapter with names of a vocabulary, and its projections in the form asked for."""
+        if self.projections is not None and adapter.naming == "model":
+            adapter = in_form(adapter, self.projections, self.heads)
+        there = renamed(adapter, naming, self.heads)
+        if self.projections is None or adapter.naming == "model":
+            return there
+        return in_form(there, self.projections, self.heads)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a record says of them: the form; files are named with what was typed."""
+        return {
+            **({"heads": list(self.heads)} if self.heads else {}),
+            **({"projections": self.projections} if self.projections else {}),
+        }
+
+
+NO_NEEDS = Needs()
+
+
+def recorded_needs(options: Mapping[str, Any]) -> Needs:
+    """What `facts` said, from a record."""
+    heads = options.get("heads")
+    return Needs(heads=heads and tuple(heads), projections=options.get("projections"))
 
 
 class Conversion(Struct, frozen=True):
@@ -42,6 +103,7 @@ class Conversion(Struct, frozen=True):
     final: Path
     force: bool
     notes: tuple[str, ...]
+    needs: Needs = NO_NEEDS
 
     @property
     def carried(self) -> set[str]:
@@ -55,13 +117,20 @@ class Conversion(Struct, frozen=True):
             "to": self.layout.name,
             "extras": "carry" if self.draft.extras else "drop",
             "single": self.final.suffix == SINGLE,
+            **self.needs.facts,
         }
         recipe = Canonical("convert", (1.0,), (self.original.alpha,), options, {})
         return Record(recipe, (source(self.original, sha256),), __version__)
 
 
 def plan_conversion(
-    adapter: Adapter, to: str, out: str | None, *, extras: str = "error", force: bool = False
+    adapter: Adapter,
+    to: str,
+    out: str | None,
+    *,
+    extras: str = "error",
+    force: bool = False,
+    needs: Needs = NO_NEEDS,
 ) -> Conversion:
     """Check that a layout can hold an adapter, and decide what its scale becomes.
 
@@ -74,11 +143,11 @@ def plan_conversion(
     target = layout(to)
     if target.writes:
         raise UsageError(f"{to} is only read.", f"results of it are written as {target.writes}")
+    adapter = needs.plain(adapter, to)
     check_variants([adapter])
     name = f"{stem(adapter)}-{to}{'' if target.directory else SINGLE}"
     final = free_place([adapter], out or name, force)
-    with _advised(_keeping(adapter)):
-        there = renamed(adapter, target.naming or adapter.naming)
+    there = needs.named(adapter, target.naming or adapter.naming)
     holds = target.scale
     if holds == "multiplier" and final.suffix == SINGLE:
         holds = "none"  # it stands in the config beside
@@ -96,8 +165,7 @@ def plan_conversion(
         )
     kept = adapter.extras if fits and extras == "error" else ()
     draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
-    with _advised(TAKE_OUT):
-        notes = [*assumed(adapter), *_lost(adapter, target, draft)]
+    notes = [*assumed(adapter), *_lost(adapter, target, draft)]
     if folded:
         notes.append(
             f"{to} cannot say the scale of {len(folded)} of {len(modules)} modules: it is folded "
@@ -114,24 +182,9 @@ def plan_conversion(
         notes.append(
             f"{len(adapter.modules)} modules are {len(there.modules)} in {to}: fused there, or here"
         )
-    return Conversion(adapter, there, target, draft, tuple(folded), final, force, tuple(notes))
-
-
-@contextmanager
-def _advised(hint: str) -> Iterator[None]:
-    """Another hint where the one of a layout names flags of merges, which convert has not."""
-    try:
-        yield
-    except IncompatibleError as error:
-        if error.hint and OF_MERGES.search(error.hint):
-            raise IncompatibleError(error.message, hint) from None
-        raise
-
-
-def _keeping(adapter: Adapter) -> str:
-    """Where names cannot be translated: the layouts in which they are the same."""
-    kept = [one.name for one in layouts() if one.naming == adapter.naming and not one.writes]
-    return f"layouts that keep its names: {', '.join(kept) or 'none'}"
+    return Conversion(
+        adapter, there, target, draft, tuple(folded), final, force, tuple(notes), needs
+    )
 
 
 def _modules(
@@ -150,7 +203,8 @@ def _modules(
             if dtype in ("F16", "BF16") and not _power_of_two(module.scaling / scaling):
                 dtype = "F32"
                 widened.append(module.name)
-        rank = highest if target.one_rank else module.rank
+        # PEFT says the rank of all parameters once.
+        rank = highest if target.one_rank or module.kind == "parameter" else module.rank
         found.append(replace(module, rank=rank, scaling=scaling, dtype=dtype, keys={}, gates=()))
     return tuple(found), folded, widened
 

@@ -9,8 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
-from loramerge.conversion import SINGLE, plan_conversion
-from loramerge.convert import convert
+from loramerge.conversion import SINGLE, plan_conversion, recorded_needs
+from loramerge.converted import convert
 from loramerge.engine import file_sha256
 from loramerge.errors import IncompatibleError, LoramergeError
 from loramerge.events import Listener
@@ -106,7 +106,9 @@ class Way(Struct, frozen=True):
         options = self.record.recipe.options
         extras = "error" if options.get("extras") == "carry" else "drop"
         files = directory / f"result{SINGLE if options.get('single') else ''}"
-        plan = plan_conversion(adapter, str(options.get("to")), str(files), extras=extras)
+        needs = recorded_needs(options)
+        to = str(options.get("to"))
+        plan = plan_conversion(adapter, to, str(files), extras=extras, needs=needs)
         done = convert(plan, listen)
         self._check([done.source_sha256])
         return Remade(open_adapter(str(files)), done, files)

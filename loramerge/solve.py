@@ -101,7 +101,7 @@ def halving(
         if "LinAlgError" in type(error).__name__:
             raise IncompatibleError(
                 f"{batch[0].name}: its numbers are too large for {compute.dtype}.",
-                "--compute-dtype float64 has room for them",
+                "use smaller weights, or --compute-dtype float64",
             ) from None
         if len(batch) == 1 or not out_of_memory(error):
             raise

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.command import Command, Flag
+from loramerge.cli.command import PICKLES, Command, Flag
 from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SHOWN
 from loramerge.cli.terminal import Row, print_rows
+from loramerge.errors import UsageError
 
 if TYPE_CHECKING:
-    from loramerge.convert import Converted
+    from loramerge.converted import Converted
+    from loramerge.io._names import Projections
 
 __all__ = ["COMMANDS"]
 
@@ -19,7 +21,12 @@ def convert(
     to: str,
     alpha: tuple[float, ...],
     from_: tuple[str, ...],
+    shared: str | None,
     initial: str | None,
+    base: str | None,
+    pruned: tuple[str, ...],
+    heads: str | None,
+    projections: "Projections | None",
     extras: str,
     out: str | None,
     force: bool,
@@ -35,22 +42,32 @@ def convert(
 
     PiSSA, OLoRA, CorDA and LoRA-GA change their base when training starts. With --initial, the
     adapter as it was saved before training, the result is a plain LoRA against the true base,
-    exactly, at twice the rank (squeeze it).
+    exactly, at twice the rank (squeeze it). For PiSSA by full SVD and for OLoRA, --base is enough.
+
+    An adapter trained on a pruned model (LoRAM) becomes one of the whole model with --pruned, the
+    index files of the pruning. One that keeps some of its factors elsewhere (LoRA-XS, Fed-SB, VeRA)
+    is completed from --shared.
     """
     from loramerge.cli import ui
     from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
-    from loramerge.conversion import plan_conversion
-    from loramerge.convert import convert as converted
-    from loramerge.derive import rebased
+    from loramerge.conversion import Needs, plan_conversion
+    from loramerge.converted import convert as converted
+    from loramerge.io._checkpoint import open_checkpoint
 
     own_process()
     both = [adapter] if initial is None else [adapter, initial]
-    source, *start = opened(named_adapters(both, (), alpha, from_))
-    if start:
-        source = rebased(source, *start)
-    plan = plan_conversion(source, to, out, extras=extras, force=force)
+    source, *start = opened(named_adapters(both, (), alpha, from_), shared=shared)
+    needs = Needs(
+        initial=start[0] if start else None,
+        base=open_checkpoint(base) if base is not None else None,
+        pruned=pruned,
+        heads=_heads(heads),
+        projections=projections,
+        allow_pickle=click.get_current_context().meta[PICKLES],
+    )
+    plan = plan_conversion(source, to, out, extras=extras, force=force, needs=needs)
     with progress(quiet) as listen:
         done = converted(plan, listen)
     if json:
@@ -59,6 +76,22 @@ def convert(
     if not quiet:
         _show(done)
     ui.echo_path(plan.final)
+
+
+def _heads(text: str | None) -> tuple[int, int] | None:
+    """32,8: heads of queries, heads of keys and values; one number where they are as many."""
+    if text is None:
+        return None
+    try:
+        queries, keys = map(int, text.split(",")) if "," in text else (int(text), int(text))
+    except ValueError:
+        queries = keys = 0
+    if keys < 1 or queries < 1 or queries % keys:
+        raise UsageError(
+            f"--heads {text} is no number of heads.",
+            "heads of queries, then of keys, as in config.json of the model: --heads 32,8",
+        )
+    return queries, keys
 
 
 def _show(done: "Converted") -> None:
@@ -97,6 +130,41 @@ COMMANDS: dict[str, click.Command] = {
                 type=click.Path(),
                 metavar="ADAPTER",
                 help="The adapter before it was trained, where its start changed the base (PiSSA).",
+            ),
+            Flag(
+                "base",
+                "--base",
+                type=click.Path(),
+                metavar="MODEL",
+                help="Its base model instead, where that says what it started from (PiSSA, OLoRA).",
+            ),
+            Flag(
+                "pruned",
+                "--pruned",
+                type=click.Path(),
+                multiple=True,
+                metavar="DIR",
+                help="Index files of the pruning its base had gone through (LoRAM); repeatable.",
+            ),
+            Flag(
+                "shared",
+                "--shared",
+                type=click.Path(),
+                metavar="ADAPTER",
+                help="Where factors are that the adapter leaves out: frozen or shared ones.",
+            ),
+            Flag(
+                "projections",
+                "--projections",
+                type=click.Choice(["split", "fused"]),
+                help="q, k, v and gate, up of a language model by themselves, or as qkv_proj and "
+                "gate_up_proj; experts as modules, or parameters.  [default: as they are]",
+            ),
+            Flag(
+                "heads",
+                "--heads",
+                metavar="N,N",
+                help="Heads of queries and of keys, where shapes do not tell: torchtune, qkv_proj.",
             ),
             Flag(
                 "extras",

@@ -49,6 +49,11 @@ class Converted(Struct, frozen=True):
     device: str = "cpu"
 
     @property
+    def path(self) -> Path:
+        """Where it was written."""
+        return self.plan.final
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was folded, rounded, dropped, assumed."""
         if not self.rounded:
