@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loramerge.cli import cli, ui
-from loramerge.cli.command import Command, variable
+from loramerge.cli import ui
 from loramerge.compute import FLOOR, encode
 from loramerge.io._source import decode
 from tests.build import write_peft
@@ -183,52 +182,6 @@ def test_sizes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
 )
 def test_retained_energy_is_never_rounded_up_to_all_of_it(share: float, text: str) -> None:
     assert ui.percent(share) == text
-
-
-def test_an_option_can_come_from_the_environment_and_is_said(three: list[Path]) -> None:
-    done = typed("squeeze", "a", env={"LORAMERGE_SQUEEZE_RANK": "2"})
-    assert (done.code, done.out) == (0, "a-r2\n")
-    assert done.lines[0] == "--rank 2 from LORAMERGE_SQUEEZE_RANK"
-
-
-def test_what_is_typed_beats_the_environment(three: list[Path]) -> None:
-    env = {"LORAMERGE_SQUEEZE_RANK": "2"}
-    assert typed("squeeze", "a", "-r", "3", "-q", env=env).out == "a-r3\n"
-    assert typed("squeeze", "a", "--energy", "0.9", "-q", env=env).out == "a-e0.9\n"
-
-
-def test_switches_and_repeated_options_come_from_the_environment_too(three: list[Path]) -> None:
-    env = {"LORAMERGE_ARITHMETIC_QUIET": "1", "LORAMERGE_ARITHMETIC_WEIGHT": "1 -0.5"}
-    done = merged(env=env)
-    assert (done.code, done.err) == (0, "")
-    recipe = json.loads((Path(done.out.strip()) / "loramerge.json").read_text())["recipe"]
-    assert recipe["weights"] == [1.0, -0.5]
-
-
-def test_no_variable_stands_for_two_options() -> None:
-    context = cli.make_context("loramerge", ["--help"], resilient_parsing=True)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        assert isinstance(command, Command)
-        options = [param for param in command.params if hasattr(param, "group")]
-        names = [variable(name, option) for option in options]
-        assert len(names) == len(set(names)) > 0
-
-
-def test_the_shell_completes_commands_options_and_words(here: Path) -> None:
-    def complete(words: str) -> list[str]:
-        env = {
-            "_LORAMERGE_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(words.split(" ")) - 1),
-        }
-        found = shell("loramerge", here, env).out.split()
-        return [item.removeprefix("plain,") for item in found]
-
-    assert complete("loramerge clu") == ["cluster"]
-    assert complete("loramerge cluster --gau") == ["--gauge"]
-    assert complete("loramerge cluster --gauge ") == ["svd", "balanced", "raw"]
-    assert complete("loramerge cluster --rank m") == ["max"]
 
 
 def test_a_closed_pipe_is_no_traceback(three: list[Path], here: Path) -> None:

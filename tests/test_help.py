@@ -71,7 +71,8 @@ def adapters(tmp_path: Path) -> Path:
 def test_the_main_page_names_every_command_under_a_heading() -> None:
     lines = typed("--help").out.splitlines()
     made = ["Merge (many adapters to one)", "Compress (one adapter)"]
-    assert headings(lines) == ["Options", *made, *written(), "Examples"]
+    last = ["Examples", "Completion (bash, zsh, fish)"]
+    assert headings(lines) == ["Options", *made, *written(), *last]
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
     assert set(NAMES) <= set(listed)
 

@@ -77,10 +77,14 @@ class Commands(click.Group):
                 formatter.write_dl(list(summaries.items()))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Commands to start with."""
+        """Commands to start with, and how a shell learns to complete words."""
         with formatter.section("Examples"):
             formatter.write("  loramerge cluster a.safetensors b.safetensors -k 16\n")
             formatter.write("  loramerge squeeze my-adapter --rank 8\n")
+        with formatter.section("Completion (bash, zsh, fish)"):
+            for name in ("bash", "zsh"):
+                formatter.write(f'  eval "$(_LORAMERGE_COMPLETE={name}_source loramerge)"\n')
+            formatter.write("  _LORAMERGE_COMPLETE=fish_source loramerge | source\n")
 
 
 def _groups() -> dict[str, dict[str, str]]:

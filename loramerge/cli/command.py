@@ -2,13 +2,16 @@
 
 import inspect
 import os
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from loramerge.options import Option
-from loramerge.settings import GROUPS
+from loramerge.registry import layout_names
+from loramerge.settings import BOUNDS, GROUPS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -17,37 +20,62 @@ if TYPE_CHECKING:
 else:
     AnyValue = click.ParamType  # older versions of click have no type parameter
 
-__all__ = ["PICKLES", "Command", "Flag", "flag", "given_by_environment", "read_value", "variable"]
+__all__ = [
+    "LAYOUT",
+    "PICKLES",
+    "Command",
+    "Flag",
+    "Words",
+    "flag",
+    "read_value",
+    "those_set",
+    "variable",
+]
 
 OTHER = "Other"
+# What help calls the name of a layout.
+LAYOUT = "LAYOUT"
 PREFIX = "LORAMERGE"
+TYPED, FROM_ENVIRONMENT = ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT
 # Where a command line keeps whether it allows pickles.
 PICKLES = "loramerge.allow_pickle"
 # Where the sentences begin in help, the same in every group.
 COLUMN = 30
 
 
-class Value(AnyValue):
+class Words(AnyValue):
+    """Text, or several words with commas between them, that the shell completes."""
+
+    name = "text"
+
+    def __init__(self, words: Callable[[], Iterable[str]]) -> None:
+        self.words = words
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        """The words that begin as what stands after the last comma."""
+        from click.shell_completion import CompletionItem
+
+        before, comma, last = incomplete.rpartition(",")
+        found = (word for word in self.words() if word.startswith(last))
+        return [CompletionItem(f"{before}{comma}{word}") for word in found]
+
+
+class Value(Words):
     """A number or a word: converted here, judged by the declaration, completed in the shell."""
 
     def __init__(self, option: Option) -> None:
         self.option = option
         self.name = option.values
+        known = layout_names if option.metavar == LAYOUT else tuple
+        super().__init__(lambda: option.choices or option.words or known())
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
         """An int or float where the text is one, else the text."""
         return read_value(self.option, value) if isinstance(value, str) else value
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list["CompletionItem"]:
-        """The words this option may be."""
-        from click.shell_completion import CompletionItem
-
-        words = self.option.choices or self.option.words
-        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
 def read_value(option: Option, text: str) -> object:
@@ -124,6 +152,19 @@ class Command(click.Command):
             error.ctx = error.ctx or ctx  # the parser leaves it out; hints name the command
             raise
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; what the environment set is said on stderr.
+
+        A bound on the rank that was typed beats one of the environment.
+        """
+        typed = any(ctx.get_parameter_source(bound) is TYPED for bound in BOUNDS)
+        for option, text in given_by_environment(ctx):
+            if typed and option.name in BOUNDS:
+                ctx.params[str(option.name)] = None
+            elif not ctx.params.get("quiet"):
+                click.echo(f"{max(option.opts, key=len)} {text} from {option.envvar}", err=True)
+        return super().invoke(ctx)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options first, then the shared groups in their order, then help."""
         own = f"Options of {self.name}"
@@ -144,6 +185,11 @@ class Command(click.Command):
             formatter.write(f"  {self.example}\n")
 
 
+def those_set(values: Mapping[str, Any]) -> dict[str, object]:
+    """The options that were set, of those a command was called with."""
+    return {key: value for key, value in values.items() if value is not None and value != ()}
+
+
 def given_by_environment(ctx: click.Context) -> list[tuple[click.Option, str]]:
     """The options whose value came from an environment variable, with that value."""
     return [
@@ -151,5 +197,5 @@ def given_by_environment(ctx: click.Context) -> list[tuple[click.Option, str]]:
         for param in ctx.command.params
         if isinstance(param, click.Option)
         and param.name
-        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.ENVIRONMENT
+        and ctx.get_parameter_source(param.name) is FROM_ENVIRONMENT
     ]

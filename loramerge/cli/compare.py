@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.command import Command, Flag, flag, read_value
+from loramerge.cli.command import Command, Flag, Words, flag, read_value, those_set
 from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SHOWN, WEIGHT
 from loramerge.errors import UsageError
 from loramerge.options import describe
 from loramerge.recipe import find, options_of
+from loramerge.registry import methods
 from loramerge.settings import OUTPUT, MergeSettings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def compare(**given: Any) -> None:
     own_process()
     own = ("adapters", "methods", "weight", "alpha", "from_", "keep", "force", "json", "quiet")
     wishes = {key: given.pop(key) for key in own}
-    values = {key: value for key, value in given.items() if value is not None and value != ()}
+    values = those_set(given)
     inputs = named_adapters(wishes["adapters"], wishes["weight"], wishes["alpha"], wishes["from_"])
     entries = [_entry(text.strip()) for text in wishes["methods"].split(",") if text.strip()]
     asked = recipes(entries, inputs, values)
@@ -146,6 +147,12 @@ def _table(found: Sequence["Compared"]) -> tuple[list[str], list[list[str]]]:
     return ["method", "rank", "energy", "error", "scale", "seconds", "size"], rows
 
 
+def _merges() -> list[str]:
+    """Every method and preset that merges."""
+    many = [one for one in methods().values() if one.takes == "many"]
+    return [name for one in many for name in (one.name, *(p.name for p in one.presets))]
+
+
 COMMANDS: dict[str, click.Command] = {
     "compare": Command(
         "compare",
@@ -155,6 +162,7 @@ COMMANDS: dict[str, click.Command] = {
             Flag(
                 "methods",
                 "--methods",
+                type=Words(_merges),
                 metavar="NAME[:KEY=VALUE],...",
                 default=USUAL,
                 help="Methods and presets to try, with options of their own behind a colon each: "

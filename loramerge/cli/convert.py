@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.command import PICKLES, Command, Flag
+from loramerge.cli.command import LAYOUT, PICKLES, Command, Flag, Words
 from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SHOWN
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import UsageError
+from loramerge.registry import layout_names
 
 if TYPE_CHECKING:
     from loramerge.converted import Converted
@@ -120,7 +121,8 @@ COMMANDS: dict[str, click.Command] = {
                 "to",
                 "--to",
                 required=True,
-                metavar="LAYOUT",
+                type=Words(layout_names),
+                metavar=LAYOUT,
                 help="The layout to write: peft, kohya, diffusers, comfy, mlx, ... "
                 "(loramerge layouts).",
             ),

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import INPUTS, JSON, path
+from loramerge.cli.flags import INPUTS, SHOWN, path
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import GateError, UsageError, listed
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["DIFF"]
 
 # Modules that are shown one by one, the most different first.
-SHOWN = 5
+MOST = 5
 
 
 def diff(
@@ -23,6 +23,7 @@ def diff(
     alpha: tuple[float, ...],
     from_: tuple[str, ...],
     json: bool,
+    quiet: bool,
 ) -> None:
     """Compare two adapters module by module: relative Frobenius norm of A - B, cosine, norm ratio.
 
@@ -39,7 +40,7 @@ def diff(
     if fail_above is not None and not fail_above >= 0:
         raise UsageError(f"diff: --fail-above is {fail_above:g}; it must be >= 0.")
     adapters = opened(named_adapters([a, b], (), alpha, from_))
-    with progress(json) as listen:
+    with progress(quiet or json) as listen:
         fetch(adapters, listen)
     found = difference(*adapters)
     ranked = sorted(found.modules, key=lambda module: (-module.relative, module.name))
@@ -48,7 +49,7 @@ def diff(
         echo_json({"whole": _facts(found.whole), "modules": [_facts(m) for m in ranked], **only})
     else:
         rows = [Row("whole adapter", _text(found.whole))]
-        rows += [Row(module.name, _text(module)) for module in ranked[:SHOWN]]
+        rows += [Row(module.name, _text(module)) for module in ranked[:MOST]]
         for name, missing in ((a, found.only_a), (b, found.only_b)):
             if missing:
                 rows.append(Row(f"only in {name}", listed(list(missing))))
@@ -89,7 +90,7 @@ DIFF = Command(
             help="Exit with code 3 if a module's relative difference is larger.",
         ),
         *INPUTS,
-        JSON,
+        *SHOWN,
     ],
     help=diff.__doc__,
     short_help="Compare two adapters module by module; a gate for scripts.",

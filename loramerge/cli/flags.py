@@ -2,8 +2,9 @@
 
 import click
 
-from loramerge.cli.command import PICKLES, Flag, flag
+from loramerge.cli.command import LAYOUT, PICKLES, Flag, Words, flag
 from loramerge.options import describe
+from loramerge.registry import layout_names
 from loramerge.settings import INPUT, MERGE, OUTPUT, Settings
 
 __all__ = [
@@ -74,8 +75,9 @@ FROM = Flag(
     "from_",
     "--from",
     group=INPUT,
+    type=Words(lambda: ("auto", *layout_names())),
     multiple=True,
-    metavar="LAYOUT|auto",
+    metavar=f"{LAYOUT}|auto",
     help="Layout to read: once for all adapters, or once for each.  [default: told from the keys]",
 )
 

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from loramerge.cli.command import given_by_environment
+from loramerge.cli.command import those_set
 from loramerge.cli.inputs import named_adapters, opened
 from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.sweep import show_sweep
 from loramerge.errors import UsageError, listed
 from loramerge.recipe import Named, make_recipe
 from loramerge.registry import Method
-from loramerge.settings import BOUNDS
 
 if TYPE_CHECKING:
     from loramerge.plan import Plan
@@ -57,7 +55,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     said = given.pop("weight", ()), given.pop("alpha"), given.pop("from_")
     given["push"] = sending(name, **{key: given.pop(key) for key in TOLD})
     wishes = Wishes(**{key: given.pop(key, None) for key in Wishes.__struct_fields__})
-    values = _values(context, given, wishes.quiet)
+    values = those_set(given)
     if not adapters and method.takes == "one":
         adapters = [_here(name, typed, wishes.quiet)]
     inputs = named_adapters(adapters, *said)
@@ -81,21 +79,6 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
             report = publish(plan, final, wishes.force, listen)
         shown.add(report, final, wishes.push.send(report, final) if wishes.push else None)
     shown.close()
-
-
-def _values(context: click.Context, given: dict[str, Any], quiet: bool) -> dict[str, object]:
-    """The options that were set; a bound on the rank that was typed beats one of the environment.
-
-    Whatever the environment set is said on stderr.
-    """
-    values = {key: value for key, value in given.items() if value is not None and value != ()}
-    typed = [b for b in BOUNDS if context.get_parameter_source(b) is ParameterSource.COMMANDLINE]
-    for option, text in given_by_environment(context):
-        if typed and option.name in BOUNDS:
-            values.pop(option.name, None)
-        elif not quiet:
-            sys.stderr.write(f"{max(option.opts, key=len)} {text} from {option.envvar}\n")
-    return values
 
 
 def _here(name: str, typed: Sequence[str], quiet: bool) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, INPUTS, JSON
+from loramerge.cli.command import Command, Flag, Words
+from loramerge.cli.flags import ADAPTER, INPUTS, SHOWN
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import GateError, UsageError, listed
 from loramerge.options import did_you_mean
@@ -34,6 +34,7 @@ def verify(
     alpha: tuple[float, ...],
     from_: tuple[str, ...],
     json: bool,
+    quiet: bool,
 ) -> None:
     """Check an adapter: every number, its hashes, and what each program would make of it.
 
@@ -43,12 +44,16 @@ def verify(
     right, --against an adapter with which the delta weights must agree: exit code 3 if not.
     """
     from loramerge.cli.inputs import named_adapters, opened
+    from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
     from loramerge.consumers import CONSUMERS
+    from loramerge.io._hub import fetch
 
     asked = _asked(consumers)
     both = [adapter] if against is None else [adapter, against]
     one, *other = opened(named_adapters(both, (), alpha, from_))
+    with progress(quiet or json) as listen:
+        fetch([one, *other], listen)
     broken = _unsound(one)
     failed = [f"{listed(broken, 3)} hold NaN or Inf"] if broken else []
     hashes = _hashes(one)
@@ -159,6 +164,7 @@ COMMANDS: dict[str, click.Command] = {
             Flag(
                 "consumers",
                 "--for",
+                type=Words(lambda: PROGRAMS),
                 metavar="NAMES",
                 help=f"Programs that must load it right, with commas: {', '.join(PROGRAMS)}.",
             ),
@@ -178,7 +184,7 @@ COMMANDS: dict[str, click.Command] = {
                 help="An adapter whose delta weights must be the same, within rounding.",
             ),
             *INPUTS,
-            JSON,
+            *SHOWN,
         ],
         help=verify.__doc__,
         short_help="Check an adapter: its numbers, hashes, and who will load it right.",
