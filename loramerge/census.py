@@ -12,6 +12,7 @@ from loramerge.adapter import Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute
 from loramerge.events import Listener, Started
+from loramerge.linalg.calibrations import prepared
 from loramerge.plan import Plan
 from loramerge.reading import read_updates, seen_by
 from loramerge.registry import Census
@@ -66,8 +67,9 @@ class _Count(Struct):
 
     def count(self, updates: Updates, batch: Sequence[Aligned]) -> Any:
         """What a batch adds."""
-        updates = replace(seen_by(self.plan, updates, batch), known=self.known)
-        return self.census.count(updates, self.plan.options)
+        seen = replace(seen_by(self.plan, updates, batch), known=self.known)
+        seen = prepared(self.plan.recipe.merge.calibrate, seen)
+        return self.census.count(seen, self.plan.options)
 
     def add(self, count: Any) -> None:
         """Add one."""

@@ -100,7 +100,7 @@ def run(
 
 def _check_bound(report: Report) -> None:
     bound = report.plan.recipe.settings.max_error
-    if bound is None or not report.plan.recipe.method.exact(report.plan.options):
+    if bound is None or not report.plan.exact:
         return
     # With an allocation the bound is one on the whole adapter.
     whole = report.plan.recipe.settings.allocate is not None

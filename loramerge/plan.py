@@ -51,6 +51,12 @@ class Plan(Struct, frozen=True):
         return self.recipe.criterion is not None or self.scaled
 
     @property
+    def exact(self) -> bool:
+        """Whether the rule is the weighted sum itself, so that a measured error is what was cut."""
+        recipe = self.recipe
+        return recipe.merge.calibrate is None and recipe.method.exact(self.options)
+
+    @property
     def counts(self) -> int:
         """Passes over all modules in which the method only counts."""
         census = self.recipe.method.census

@@ -184,6 +184,7 @@ def _check(recipe: Recipe, name: str) -> None:
             f"{name} takes {recipe.method.inputs} adapters, not {len(recipe.adapters)}.", example
         )
     _check_ranks(recipe, name)
+    _check_calibration(recipe, name)
     for named in recipe.adapters:
         if not math.isfinite(named.weight):
             raise UsageError(
@@ -241,6 +242,24 @@ def _check_ranks(recipe: Recipe, name: str) -> None:
             f"{name}: {recipe.options.needs_rank} needs a rank that is the same for every module.",
             "for example: --rank 8",
         )
+
+
+def _check_calibration(recipe: Recipe, name: str) -> None:
+    """Raise UsageError where --calibrate has nothing to hold to."""
+    found, calibration = recipe.method, recipe.merge.calibrate
+    if calibration is None:
+        return
+    reason, hint = None, "leave out --calibrate"
+    if found.surgery:
+        reason = "it cuts and joins adapters, and adds nothing up"
+    elif calibration == "pico" and found.siblings:
+        reason = "it compares a module with its siblings, which pico would not hold back"
+    elif calibration == "svc" and found.flat(recipe.options):
+        reason = "its singular values are equal, so that their directions may be any"
+    elif calibration == "svc" and found.every_rank(recipe.options):
+        reason, hint = "of a dense result only the leading part is known", "use --space knots"
+    if reason:
+        raise UsageError(f"{name} takes no --calibrate {calibration}: {reason}.", hint)
 
 
 def parse_size(text: str) -> int:

@@ -92,7 +92,8 @@ class Method(Struct, frozen=True):
     with the modules of the inputs; one that begins with `warning: ` is shown in yellow.
     `flat` says with which options all singular values of the result are equal, so that a cut to a
     lower rank takes away as much as it leaves out.
-    `siblings` says that it looks at the other modules that read the same input, too.
+    `siblings` says that it looks at the other modules that read the same input, too, `orthogonal`
+    that it makes the updates orthogonal to each other before it adds them up.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Method(Struct, frozen=True):
     score: Score | None = None
     surgery: bool = False
     siblings: bool = False
+    orthogonal: bool = False
 
     @property
     def documentation(self) -> str:
@@ -175,6 +177,7 @@ def merger(
     cost: Cost = "sum",
     score: Score | None = None,
     siblings: bool = False,
+    orthogonal: bool = False,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -200,6 +203,7 @@ def merger(
             cost=cost,
             score=score,
             siblings=siblings,
+            orthogonal=orthogonal,
         )
     )
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from loramerge.linalg.calibrations import CalibrationName
 from loramerge.linalg.ranks import Allocation
 from loramerge.linalg.scales import ScaleName
 from loramerge.options import Count, Factor, Options, Ratio, Share
@@ -166,6 +167,14 @@ class MergeSettings(Settings, frozen=True):
             MERGE,
             "Length of the result: paper (as published), auto (label-free rule), norm (mean norm "
             "of the inputs), ls (nearest to the weighted sum), or a factor.",
+        ),
+    ] = None
+    calibrate: Annotated[
+        CalibrationName | None,
+        _says(
+            MERGE,
+            "Hold back what the adapters share: before the merge, directions of output that many "
+            "write to (pico); after it, singular values that add up the same thing (svc).",
         ),
     ] = None
     missing: Annotated[

@@ -11,6 +11,7 @@ from loramerge.adapter import Array, LowRank, Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute, out_of_memory
 from loramerge.errors import IncompatibleError
+from loramerge.linalg.calibrations import calibrated, prepared
 from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
@@ -118,8 +119,10 @@ def merged(
     plan: Plan, compute: Compute, batch: Sequence[Aligned], updates: Updates
 ) -> list[Solved]:
     """What the method makes of a batch that was read."""
-    result = plan.recipe.method.rule(updates, plan.options)
-    if plan.recipe.method.exact(plan.options) and isinstance(result, LowRank):
+    method, calibration = plan.recipe.method, plan.recipe.merge.calibrate
+    result = method.rule(prepared(calibration, updates), plan.options)
+    result = calibrated(calibration, updates, result, method.orthogonal)
+    if plan.exact and isinstance(result, LowRank):
         target = Target(result, grams(result))
     else:
         target = weighted_sum(updates)

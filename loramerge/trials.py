@@ -74,7 +74,7 @@ def sweep_recipes(
         able = [method.name for method in methods().values() if method.sweep]
         raise UsageError(f"{name} cannot be swept.", f"{listed(able)} can")
     option = found.sweep.option
-    if fixed := [key for key in (option, *BOUNDS, *REFINEMENTS) if key in values]:
+    if fixed := [key for key in (option, *BOUNDS, *REFINEMENTS, "calibrate") if key in values]:
         raise UsageError(
             f"{name}: a sweep is over {flags([option])} alone; it takes no {flags(fixed)}.",
             f"for example: {found.sweep.example}",

@@ -50,6 +50,7 @@ def is_flat(options: TsvOptions) -> bool:
     place="thin",
     cost="one-shot",
     flat=is_flat,
+    orthogonal=True,
     score=Score(0.604, "tsv --rank 16 --scale paper"),
 )
 def tsv(updates: Updates, options: TsvOptions) -> Spectrum:

@@ -13,6 +13,7 @@ from loramerge.adapter import Adapter
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.compute import FLOOR
 from loramerge.io._hub_push import Pushed
+from loramerge.linalg.calibrations import PAPERS
 from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
 
@@ -101,7 +102,7 @@ def _report(report: Report) -> list[Row]:
     against = "the exact weighted sum" if method.takes == "many" else "the input"
     size = f"{in_bytes(report.file_bytes)}, {report.tensors} tensors, {DTYPES[plan.dtype]}"
     rows = [
-        Row("method", f"{method.name}, {method.paper}"),
+        Row("method", _method(plan)),
         Row("adapters", inputs(plan)),
         Row("modules", f"{report.merged} of {report.total} {done}"),
         Row("rank", f"{_ranks_in(plan)} -> {_ranks_out(report)}"),
@@ -121,6 +122,14 @@ def _report(report: Report) -> list[Row]:
     rows.append(Row("written", f"{size}, {plan.layout.name} layout; re-read and verified"))
     rows.append(Row("took", f"{report.seconds:.2f} s on {report.device}"))
     return rows
+
+
+def _method(plan: Plan) -> str:
+    """The method and its paper, and the calibration with its own, where there is one."""
+    name, paper = plan.recipe.method.name, plan.recipe.method.paper
+    calibration = plan.recipe.merge.calibrate
+    by = f"; calibrated by {calibration}, {PAPERS[calibration]}" if calibration else ""
+    return f"{name}, {paper}{by}"
 
 
 def pushed(sent: Pushed | None) -> list[Row]:
@@ -272,7 +281,7 @@ def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
     total = len(facts["modules"]) + len(facts["left_out"])
     written = f"{in_bytes(facts['write_bytes'])}, {DTYPES[plan.dtype]}"
     return [
-        Row("method", f"{plan.recipe.method.name}, {plan.recipe.method.paper}"),
+        Row("method", _method(plan)),
         Row("adapters", inputs(plan)),
         Row("modules", f"{len(facts['modules'])} of {total}: {kinds}"),
         Row("rank", f"{_ranks_in(plan)} -> {bound}{span(*_ends(plan))}"),
