@@ -109,6 +109,16 @@ def test_a_dry_run_foretells_bytes_and_ranks(three: list[Path]) -> None:
     assert plan["rank"] == report["rank"][1] == 8
 
 
+def test_a_dry_run_announces_that_delta_weights_are_formed(three: list[Path]) -> None:
+    words = ("ties", "a", "b", "--dry-run", "--space", "dense")
+    done = typed(*words)
+    assert "forms  every delta weight, the largest in 3.84 kB for each thread" in done.err
+    assert json.loads(typed(*words, "--json").out)["delta_bytes"] == 40 * 24 * 4
+    double = typed(*words, "--json", "--compute-dtype", "float64").out
+    assert json.loads(double)["delta_bytes"] == 40 * 24 * 8
+    assert json.loads(typed(*words[:4], "--json").out)["delta_bytes"] == 0
+
+
 def test_a_dry_run_gives_bounds_where_ranks_depend_on_the_weights(three: list[Path]) -> None:
     plan = json.loads(typed("squeeze", "a", "--energy", "0.5", "--dry-run", "--json").out)
     assert (plan["rank"], plan["rank_is_bound"], plan["passes"]) == (4, True, 2)

@@ -41,6 +41,7 @@ class Wishes(Struct, frozen=True):
 def run(name: str, method: Method, given: dict[str, Any]) -> None:
     """Run one command line. Every job is planned before the first tensor is read."""
     from loramerge.cli import ui
+    from loramerge.cli.planned import show_plans
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.document import recipe_document
@@ -67,7 +68,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         document = recipe_document(name, inputs, values, wishes.out)
         write_text(Path(wishes.save_recipe).expanduser(), write_yaml(document), wishes.force)
     if wishes.dry_run:
-        ui.show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
+        show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return
     if wishes.push is not None:
         if wishes.out_dir is not None:

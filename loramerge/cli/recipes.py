@@ -51,6 +51,7 @@ def run(
     from loramerge.chain import plans
     from loramerge.cli import ui
     from loramerge.cli.inputs import opened
+    from loramerge.cli.planned import show_plans
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.io._hub import fetch
@@ -70,7 +71,7 @@ def run(
     if save_recipe and isinstance(document, dict):
         write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
     if dry_run:
-        ui.show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
+        show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
         return
     if push is not None:
         push.check()

@@ -1,8 +1,7 @@
-"""What is printed: the result on stdout, the plan and the report on stderr."""
+"""What is printed: the result on stdout, the report on stderr."""
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,17 @@ from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
 
 __all__ = [
+    "DTYPES",
     "Results",
     "echo_json",
+    "echo_path",
     "in_bytes",
     "inputs",
+    "method_of",
     "note_rows",
     "percent",
     "pushed",
-    "show_plans",
+    "ranks_in",
     "span",
 ]
 
@@ -102,10 +104,10 @@ def _report(report: Report) -> list[Row]:
     against = "the exact weighted sum" if method.takes == "many" else "the input"
     size = f"{in_bytes(report.file_bytes)}, {report.tensors} tensors, {DTYPES[plan.dtype]}"
     rows = [
-        Row("method", _method(plan)),
+        Row("method", method_of(plan)),
         Row("adapters", inputs(plan)),
         Row("modules", f"{report.merged} of {report.total} {done}"),
-        Row("rank", f"{_ranks_in(plan)} -> {_ranks_out(report)}"),
+        Row("rank", f"{ranks_in(plan)} -> {_ranks_out(report)}"),
         Row("retained energy", percent(report.energy)),
         Row(
             "relative error",
@@ -124,7 +126,7 @@ def _report(report: Report) -> list[Row]:
     return rows
 
 
-def _method(plan: Plan) -> str:
+def method_of(plan: Plan) -> str:
     """The method and its paper, and the calibration with its own, where there is one."""
     name, paper = plan.recipe.method.name, plan.recipe.method.paper
     calibration = plan.recipe.merge.calibrate
@@ -154,7 +156,7 @@ def _name(adapter: Adapter) -> str:
     return f"{Path().resolve().name}/" if here else adapter.reference
 
 
-def _ranks_in(plan: Plan) -> str:
+def ranks_in(plan: Plan) -> str:
     """Each adapter's rank, or the span of its ranks."""
     columns = [
         sorted({member.rank for m in plan.alignment.modules if (member := m.members[i])})
@@ -223,73 +225,3 @@ def _assumption(adapters: Sequence[Adapter]) -> Row | None:
     says = "does not say its" if len(unsaid) == 1 else "do not say their"
     text = f"scale 1: {', '.join(unsaid)} {says} alpha (--alpha N sets it)"
     return Row("assumed", text, fg="yellow")
-
-
-def show_plans(
-    jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool, earlier: Sequence[Plan] = ()
-) -> None:
-    """What would be done, from headers alone; `earlier` are the steps before the last."""
-    facts = [_facts(plan, final) for plan, final in jobs]
-    steps = [_facts(plan, None) for plan in earlier]
-    if as_json:
-        whole = {**facts[0], "steps": steps} if steps else facts[0]
-        echo_json(whole if len(facts) == 1 else {"plans": facts})
-        return
-    for plan, one in zip(earlier, steps, strict=True):
-        if not quiet:
-            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
-            click.echo(err=True)
-    for (plan, final), one in zip(jobs, facts, strict=True):
-        if not quiet:
-            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
-        echo_path(final)
-
-
-def _facts(plan: Plan, final: Path | None) -> dict[str, Any]:
-    return {
-        **({"output": str(final)} if final else {}),
-        "method": plan.recipe.method.name,
-        "recipe": plan.recipe.canonical(),
-        "layout": plan.layout.name,
-        "dtype": plan.dtype,
-        "rank": max(plan.ranks.values()),
-        "rank_is_bound": plan.recipe.criterion is not None,
-        "read_bytes": plan.read_bytes,
-        "write_bytes": plan.file_size(plan.ranks),
-        "write_bytes_is_bound": plan.recipe.criterion is not None,
-        "passes": plan.passes,
-        "scale_assumed": any(adapter.scale_assumed for adapter in plan.adapters),
-        "notes": list(plan.notes),
-        "modules": [
-            {
-                "name": module.name,
-                "shape": list(module.model.shape),
-                "ranks": list(module.ranks),
-                "rank": plan.ranks[module.name],
-            }
-            for module in plan.alignment.modules
-        ],
-        "left_out": list(plan.alignment.left_out),
-    }
-
-
-def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
-    bound = "at most " if facts["rank_is_bound"] else ""
-    shapes = Counter("x".join(map(str, m.model.shape)) for m in plan.alignment.modules)
-    kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
-    passes = "one pass" if plan.passes == 1 else f"{plan.passes} passes"
-    total = len(facts["modules"]) + len(facts["left_out"])
-    written = f"{in_bytes(facts['write_bytes'])}, {DTYPES[plan.dtype]}"
-    return [
-        Row("method", _method(plan)),
-        Row("adapters", inputs(plan)),
-        Row("modules", f"{len(facts['modules'])} of {total}: {kinds}"),
-        Row("rank", f"{_ranks_in(plan)} -> {bound}{span(*_ends(plan))}"),
-        Row("reads", f"{in_bytes(plan.read_bytes)} in {passes}"),
-        Row("writes", f"{bound}{written}, {plan.layout.name} layout"),
-        Row("plan", "nothing was computed or written"),
-    ]
-
-
-def _ends(plan: Plan) -> tuple[int, int]:
-    return min(plan.ranks.values()), max(plan.ranks.values())

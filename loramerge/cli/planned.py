@@ -1,0 +1,109 @@
+"""What --dry-run prints: plans, made from headers alone."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loramerge.cli.terminal import Row, print_rows
+from loramerge.cli.ui import (
+    DTYPES,
+    echo_json,
+    echo_path,
+    in_bytes,
+    inputs,
+    method_of,
+    note_rows,
+    ranks_in,
+    span,
+)
+from loramerge.plan import Plan
+
+__all__ = ["show_plans"]
+
+# Bytes of an entry while computing; --compute-dtype float64 has twice as many.
+ENTRY = {"float32": 4, "float64": 8}
+
+
+def show_plans(
+    jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool, earlier: Sequence[Plan] = ()
+) -> None:
+    """What would be done, from headers alone; `earlier` are the steps before the last."""
+    facts = [_facts(plan, final) for plan, final in jobs]
+    steps = [_facts(plan, None) for plan in earlier]
+    if as_json:
+        whole = {**facts[0], "steps": steps} if steps else facts[0]
+        echo_json(whole if len(facts) == 1 else {"plans": facts})
+        return
+    for plan, one in zip(earlier, steps, strict=True):
+        if not quiet:
+            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
+            click.echo(err=True)
+    for (plan, final), one in zip(jobs, facts, strict=True):
+        if not quiet:
+            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
+        echo_path(final)
+
+
+def _facts(plan: Plan, final: Path | None) -> dict[str, Any]:
+    return {
+        **({"output": str(final)} if final else {}),
+        "method": plan.recipe.method.name,
+        "recipe": plan.recipe.canonical(),
+        "layout": plan.layout.name,
+        "dtype": plan.dtype,
+        "rank": max(plan.ranks.values()),
+        "rank_is_bound": plan.recipe.criterion is not None,
+        "read_bytes": plan.read_bytes,
+        "write_bytes": plan.file_size(plan.ranks),
+        "write_bytes_is_bound": plan.recipe.criterion is not None,
+        "passes": plan.passes,
+        "delta_bytes": _delta_bytes(plan),
+        "scale_assumed": any(adapter.scale_assumed for adapter in plan.adapters),
+        "notes": list(plan.notes),
+        "modules": [
+            {
+                "name": module.name,
+                "shape": list(module.model.shape),
+                "ranks": list(module.ranks),
+                "rank": plan.ranks[module.name],
+            }
+            for module in plan.alignment.modules
+        ],
+        "left_out": list(plan.alignment.left_out),
+    }
+
+
+def _delta_bytes(plan: Plan) -> int:
+    """Bytes of the largest delta weight, where the method forms them; else 0."""
+    if getattr(plan.options, "space", None) != "dense":
+        return 0
+    entry = ENTRY[plan.recipe.settings.compute_dtype]
+    return max(entry * math.prod(module.model.shape) for module in plan.alignment.modules)
+
+
+def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
+    bound = "at most " if facts["rank_is_bound"] else ""
+    shapes = Counter("x".join(map(str, m.model.shape)) for m in plan.alignment.modules)
+    kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
+    passes = "one pass" if plan.passes == 1 else f"{plan.passes} passes"
+    total = len(facts["modules"]) + len(facts["left_out"])
+    written = f"{in_bytes(facts['write_bytes'])}, {DTYPES[plan.dtype]}"
+    formed = f"every delta weight, the largest in {in_bytes(facts['delta_bytes'])} for each thread"
+    return [
+        Row("method", method_of(plan)),
+        Row("adapters", inputs(plan)),
+        Row("modules", f"{len(facts['modules'])} of {total}: {kinds}"),
+        Row("rank", f"{ranks_in(plan)} -> {bound}{span(*_ends(plan))}"),
+        *([Row("forms", formed)] if facts["delta_bytes"] else []),
+        Row("reads", f"{in_bytes(plan.read_bytes)} in {passes}"),
+        Row("writes", f"{bound}{written}, {plan.layout.name} layout"),
+        Row("plan", "nothing was computed or written"),
+    ]
+
+
+def _ends(plan: Plan) -> tuple[int, int]:
+    return min(plan.ranks.values()), max(plan.ranks.values())
