@@ -169,6 +169,10 @@ ROWS: list[Row] = [
     *merges("star"),
     *merges("wudi"),
     *merges("ctm", ranks=[16]),
+    *merges("ctm", ranks=[16], scales=[AUTO], rule="sum", sparsify="none"),
+    *merges("ctm", ranks=[16], scales=[AUTO], seeds=3, sparsify="dare", density=0.5),
+    *merges("ctm", ranks=[16], scales=[AUTO], seeds=3, sparsify="della", density=0.5),
+    *merges("ctm", ranks=[16], scales=[AUTO], sparsify="breadcrumbs"),
     *merges("decorrelate", {(16, PAPER): Bar(0.69)}),
     *merges(
         "cluster",

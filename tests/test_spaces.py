@@ -39,7 +39,7 @@ def of_case(case: Case) -> Updates:
 @pytest.mark.parametrize("case", CASES)
 def test_a_sum_is_the_same_update_in_every_space(case: str, space: str) -> None:
     given = of_case(CASES[case])
-    found = delta(merge_entries(given, SparseOptions(space=space), added))
+    found = delta(merge_entries(given, SparseOptions(), space, added))
     parts = sum(np.linalg.norm(x) for x in weighted(given, 0))
     # float32 products, and axes below 1e-5 of the largest left out, relative to what is added up
     assert np.linalg.norm(found - weighted_sum(*CASES[case])) <= 1e-5 * parts
@@ -135,14 +135,16 @@ def test_a_batch_of_unequal_numerical_ranks_is_what_its_items_are(
     mixed = replace(given, factors=(first, second, given.factors[2]))
     for space in ("knots", "core"):
         options = SparseOptions(space=space, sparsify="della")
-        together = delta(merge_entries(mixed, options, elected))
+        together = delta(merge_entries(mixed, options, options.space, elected))
         for item in range(2):
             factors = tuple(
                 LowRank(f.A[item : item + 1], f.B[item : item + 1]) for f in mixed.factors
             )
             keys = tuple((key[item],) for key in mixed.keys)
             alone = delta(
-                merge_entries(replace(mixed, factors=factors, keys=keys), options, elected)
+                merge_entries(
+                    replace(mixed, factors=factors, keys=keys), options, options.space, elected
+                )
             )
             assert apart(together[item : item + 1], alone) < 1e-12
 
@@ -157,7 +159,7 @@ def test_tiles_never_change_a_bit(
     results = []
     for entries in (2**30, 1, 100 * 2 * 2 * 70):
         monkeypatch.setattr(_spaces, "CPU_TILE", entries)
-        results.append(low_rank(merge_entries(given, options, elected)))
+        results.append(low_rank(merge_entries(given, options, options.space, elected)))
     assert len(list(encode(given, "dense").tiles())) > 1
     for other in results[1:]:
         assert other.A.tobytes() == results[0].A.tobytes()
@@ -169,12 +171,12 @@ def test_tiles_never_change_a_bit(
 def test_a_batch_never_changes_a_bit(rng: np.random.Generator, space: str, sparsify: str) -> None:
     given = replace(updates(rng, batch=3, dtype=np.float32), rank=8)
     options = SparseOptions(space=space, sparsify=sparsify)
-    together = low_rank(merge_entries(given, options, elected))
+    together = low_rank(merge_entries(given, options, options.space, elected))
     for item in range(3):
         factors = tuple(LowRank(f.A[item : item + 1], f.B[item : item + 1]) for f in given.factors)
         keys = tuple((key[item],) for key in given.keys)
         own = replace(given, factors=factors, keys=keys)
-        alone = low_rank(merge_entries(own, options, elected))
+        alone = low_rank(merge_entries(own, options, options.space, elected))
         assert alone.A[0].tobytes() == together.A[item].tobytes()
         assert alone.B[0].tobytes() == together.B[item].tobytes()
 
@@ -184,9 +186,11 @@ def test_a_weight_is_a_longer_update(rng: np.random.Generator, space: str) -> No
     given = updates(rng, weights=(1.0, 0.25, -4.0))
     longer = tuple(LowRank(f.A, f.B * w) for f, w in zip(given.factors, given.weights, strict=True))
     options = SparseOptions(space=space, sparsify="magnitude")
-    by_weight = delta(merge_entries(given, options, elected))
+    by_weight = delta(merge_entries(given, options, options.space, elected))
     by_length = delta(
-        merge_entries(replace(given, factors=longer, weights=(1.0,) * 3), options, elected)
+        merge_entries(
+            replace(given, factors=longer, weights=(1.0,) * 3), options, options.space, elected
+        )
     )
     np.testing.assert_array_equal(by_weight, by_length)
 
@@ -201,7 +205,9 @@ def test_a_weight_of_zero_leaves_an_adapter_out(rng: np.random.Generator, space:
         keys=(given.keys[0], given.keys[2]),
     )
     options = SparseOptions(space=space, sparsify="magnitude")
-    found, wanted = (delta(merge_entries(g, options, elected)) for g in (given, without))
+    found, wanted = (
+        delta(merge_entries(g, options, options.space, elected)) for g in (given, without)
+    )
     assert apart(found, wanted) < 1e-12
 
 
@@ -213,9 +219,9 @@ def test_a_dense_result_knows_the_whole_though_it_is_cut(
     monkeypatch.setattr(dense, "SMALL", 50)
     given = replace(updates(rng, m=400, n=300, weights=(1.0, -0.5, 2.0)), rank=4)
     options = SparseOptions(space="dense", sparsify="magnitude")
-    found = merge_entries(given, options, elected)
+    found = merge_entries(given, options, options.space, elected)
     assert found.s.shape[-1] < 300
-    whole = delta(merge_entries(replace(given, rank=None), options, elected))
+    whole = delta(merge_entries(replace(given, rank=None), options, options.space, elected))
     target = np.stack([sum(weighted(given, item)) for item in range(2)])
     length, inner = found.whole
     np.testing.assert_allclose(length, (whole**2).sum((-2, -1)), rtol=1e-9)

@@ -156,7 +156,7 @@ def test_density_one_leaves_everything(rng: np.random.Generator, sparsify: str, 
     given = updates(rng, weights=(1.0, -0.5, 2.0), dtype=np.float32)
     gamma = {"gamma": 0.0} if sparsify == "breadcrumbs" else {}
     options = SparseOptions(sparsify=sparsify, density=1.0, space=space, **gamma)
-    found = delta(merge_entries(given, options, lambda values: values.sum(0)))
+    found = delta(merge_entries(given, options, options.space, lambda values: values.sum(0)))
     wanted = np.stack([sum(weighted(given, item)) for item in range(2)])
     assert apart(found, wanted) < 1e-5  # float32
 
@@ -165,7 +165,7 @@ def test_density_one_leaves_everything(rng: np.random.Generator, sparsify: str, 
 def test_coordinates_lose_entries_by_their_own_size(rng: np.random.Generator, space: str) -> None:
     given = updates(rng)
     options = SparseOptions(sparsify="magnitude", density=0.3, space=space)
-    found = delta(merge_entries(given, options, lambda values: values.sum(0)))
+    found = delta(merge_entries(given, options, options.space, lambda values: values.sum(0)))
     for item in range(2):
         wanted = entries.in_space(
             space, weighted(given, item), lambda xs: sum(entries.trim(x, 0.3) for x in xs)

@@ -89,24 +89,35 @@ def subspace(deltas: list[Matrix], rank: int, beta: float, rounds: int) -> tuple
 
 
 @pytest.mark.parametrize("rule", ["sum", "ties"])
+@pytest.mark.parametrize("sparsify", ["none", "magnitude", "dare", "della", "breadcrumbs"])
 def test_ctm_merges_in_the_subspace_that_holds_the_updates_best(
-    rng: np.random.Generator, rule: str
+    rng: np.random.Generator, rule: str, sparsify: str
 ) -> None:
     given = replace(updates(rng, m=30, n=25, weights=WEIGHTS), rank=5)
-    found = delta(ctm(given, CtmOptions(rule=rule)))
+    found = delta(ctm(given, CtmOptions(rule=rule, sparsify=sparsify)))
     for item in range(2):
         deltas = weighted(given, item)
         U, V = subspace(deltas, 5, 0.25, 10)
-        inside = [U.T @ dW @ V for dW in deltas]
-        if rule == "ties":
-            merged = entries.elect_and_mean([entries.trim(x, 0.25) for x in inside])
-        else:
-            merged = np.sum(inside, axis=0)
+        inside = [
+            thinned(U.T @ dW @ V, sparsify, given.keys[t][item]) for t, dW in enumerate(deltas)
+        ]
+        merged = entries.elect_and_mean(inside) if rule == "ties" else np.sum(inside, axis=0)
         assert apart(found[item], U @ merged @ V.T) < 1e-7
+
+
+def thinned(x: Matrix, sparsify: str, key: int) -> Matrix:
+    """What a sparsifier leaves of a matrix at density 0.25, with its defaults."""
+    return {
+        "none": lambda: x,
+        "magnitude": lambda: entries.trim(x, 0.25),
+        "dare": lambda: entries.dare(x, 0.25, key),
+        "della": lambda: entries.della(x, 0.25, 0.1, key),
+        "breadcrumbs": lambda: entries.breadcrumbs(x, 0.25, 0.01),
+    }[sparsify]()
 
 
 def test_ctm_loses_nothing_where_the_rank_holds_all(rng: np.random.Generator) -> None:
     given = replace(updates(rng, weights=WEIGHTS), rank=13)
-    found = delta(ctm(given, CtmOptions(rule="sum")))
+    found = delta(ctm(given, CtmOptions(rule="sum", sparsify="none")))
     for item in range(2):
         assert apart(found[item], np.sum(weighted(given, item), axis=0)) < 1e-9

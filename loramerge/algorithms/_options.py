@@ -8,7 +8,7 @@ from msgspec import Meta
 from loramerge.algorithms._spaces import Space
 from loramerge.options import Options, describe
 
-__all__ = ["SpaceOptions", "SparseOptions", "Sparsify", "has_every_rank"]
+__all__ = ["SpaceOptions", "SparseOptions", "Sparsify", "ThinningOptions", "has_every_rank"]
 
 Sparsify: TypeAlias = Literal["none", "magnitude", "dare", "della", "breadcrumbs"]
 # Which sparsifiers an option is for, and the value that is true of the others as well.
@@ -21,21 +21,24 @@ USED_BY: Mapping[str, tuple[Sparsify, ...]] = {
 NEUTRAL = {"density": 1.0, "gamma": 0.0}
 
 
+SpaceChoice: TypeAlias = Annotated[
+    Space,
+    Meta(
+        description="Coordinates in which entries are looked at: common axes of all updates "
+        "on the output side (knots) or on both (core), or the delta weights as they are "
+        "(dense; slower by far)."
+    ),
+]
+
+
 class SpaceOptions(Options, frozen=True):
     """The coordinates an element-wise rule works in."""
 
-    space: Annotated[
-        Space,
-        Meta(
-            description="Coordinates in which entries are looked at: common axes of all updates "
-            "on the output side (knots) or on both (core), or the delta weights as they are "
-            "(dense; slower by far)."
-        ),
-    ] = "knots"
+    space: SpaceChoice = "knots"
 
 
-class SparseOptions(SpaceOptions, frozen=True):
-    """What an element-wise rule sees: which entries, in which coordinates."""
+class ThinningOptions(Options, frozen=True):
+    """Which entries of each update an element-wise rule sees."""
 
     sparsify: Annotated[
         Sparsify,
@@ -48,14 +51,6 @@ class SparseOptions(SpaceOptions, frozen=True):
     density: Annotated[
         float, Meta(gt=0, le=1, description="Share of the entries each update keeps.")
     ] = 0.2
-    trim_scope: Annotated[
-        Literal["tensor", "model"],
-        Meta(
-            description="Of what magnitude and breadcrumbs take their share: of each module's "
-            "entries (tensor), or of all entries of an adapter (model, the papers'; it takes two "
-            "passes more)."
-        ),
-    ] = "tensor"
     epsilon: Annotated[
         float,
         Meta(
@@ -79,6 +74,20 @@ class SparseOptions(SpaceOptions, frozen=True):
                 raise ValueError(f"{option.flag} needs --sparsify {USED_BY[option.name][0]}")
 
 
-def has_every_rank(options: SpaceOptions) -> bool:
+class SparseOptions(ThinningOptions, frozen=True):
+    """The same, in the coordinates of a space, and counted over a module or the whole model."""
+
+    space: SpaceChoice = "knots"
+    trim_scope: Annotated[
+        Literal["tensor", "model"],
+        Meta(
+            description="Of what magnitude and breadcrumbs take their share: of each module's "
+            "entries (tensor), or of all entries of an adapter (model, the papers'; it takes two "
+            "passes more)."
+        ),
+    ] = "tensor"
+
+
+def has_every_rank(options: SpaceOptions | SparseOptions) -> bool:
     """Whether the result may have more ranks than the updates together."""
     return options.space == "dense"

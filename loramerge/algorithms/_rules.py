@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._census import bounds
-from loramerge.algorithms._options import SparseOptions
+from loramerge.algorithms._options import ThinningOptions
 from loramerge.algorithms._spaces import Space, Stack, decode, encode
 from loramerge.algorithms._sparsify import sparsifier
 from loramerge.linalg.kernels import like, namespace
@@ -19,8 +19,10 @@ Rule: TypeAlias = Callable[[Array], Array]
 TileRule: TypeAlias = Callable[[Array, int], Array]
 
 
-def merge_entries(updates: Updates, options: SparseOptions, rule: Rule) -> LowRank | Spectrum:
-    """Apply a rule to the weighted, sparsified updates, entry by entry."""
+def merge_entries(
+    updates: Updates, options: ThinningOptions, space: Space, rule: Rule
+) -> LowRank | Spectrum:
+    """Apply a rule to the weighted, sparsified updates, entry by entry of a space."""
 
     def prepare(stack: Stack) -> TileRule:
         thin = [
@@ -34,7 +36,7 @@ def merge_entries(updates: Updates, options: SparseOptions, rule: Rule) -> LowRa
 
         return thinned
 
-    return merge_tiles(updates, options.space, prepare)
+    return merge_tiles(updates, space, prepare)
 
 
 def merge_tiles(

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from loramerge.adapter import Array
-from loramerge.algorithms._options import SparseOptions
+from loramerge.algorithms._options import ThinningOptions
 from loramerge.algorithms._spaces import Stack
 from loramerge.linalg.kernels import double, namespace
 from loramerge.linalg.select import Largest, largest, upto
@@ -28,7 +28,7 @@ class Bound(Struct, frozen=True):
 
 
 def choices(
-    stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound] = ()
+    stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound] = ()
 ) -> list[Choice]:
     """The largest entries of one adapter, for each count in `ranks`; equal ones in their order.
 
@@ -53,7 +53,7 @@ def choices(
     return [choice(cut) for cut in cuts]
 
 
-def ranks(options: SparseOptions, entries: Array) -> list[Array]:
+def ranks(options: ThinningOptions, entries: Array) -> list[Array]:
     """How many of the largest are wanted of so many entries, once or twice. int64, as `entries`"""
     count = share(options.density, entries)
     if options.sparsify == "magnitude":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from loramerge.adapter import Array
-from loramerge.algorithms._options import SparseOptions
+from loramerge.algorithms._options import ThinningOptions
 from loramerge.algorithms._scope import Bound, choices
 from loramerge.algorithms._spaces import Stack
 from loramerge.linalg.kernels import double, like, namespace
@@ -20,7 +20,7 @@ TIE = 2.0**-42
 
 
 def sparsifier(
-    stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound] = ()
+    stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound] = ()
 ) -> Thin:
     """The sparsifier of one adapter: what it must know of the module is found out here, once.
 
@@ -36,19 +36,19 @@ def sparsifier(
     return make[options.sparsify](stack, position, options, bounds)
 
 
-def _none(stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound]) -> Thin:
+def _none(stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound]) -> Thin:
     return lambda values, row: values
 
 
 def _magnitude(
-    stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound]
+    stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound]
 ) -> Thin:
     """Keep the largest entries: exactly ceil(density * entries) of them."""
     (kept,) = choices(stack, position, options, bounds)
     return lambda values, row: _kept(kept(values, row), values)
 
 
-def _dare(stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound]) -> Thin:
+def _dare(stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound]) -> Thin:
     """Keep each entry with chance `density`, divided by it (arXiv:2311.03099)."""
 
     def thin(values: Array, row: int) -> Array:
@@ -59,7 +59,7 @@ def _dare(stack: Stack, position: int, options: SparseOptions, bounds: Sequence[
     return thin
 
 
-def _della(stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound]) -> Thin:
+def _della(stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound]) -> Thin:
     """Keep an entry with a chance that grows with its rank in its row, divided by that chance.
 
     p = density - epsilon + 2 epsilon (rank - 1) / (n - 1) (MagPrune, arXiv:2406.11617). Where
@@ -94,7 +94,7 @@ def _rank(values: Array) -> Array:
 
 
 def _breadcrumbs(
-    stack: Stack, position: int, options: SparseOptions, bounds: Sequence[Bound]
+    stack: Stack, position: int, options: ThinningOptions, bounds: Sequence[Bound]
 ) -> Thin:
     """Drop the largest gamma and so many of the smallest that density is kept (arXiv:2312.06795).
 

@@ -74,4 +74,4 @@ def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectr
         total: Array = namespace(values).sum(values, axis=0)
         return total
 
-    return merge_entries(updates, options, rule)
+    return merge_entries(updates, options, options.space, rule)

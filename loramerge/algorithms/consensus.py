@@ -68,4 +68,4 @@ def consensus(updates: Updates, options: ConsensusOptions) -> LowRank | Spectrum
         kept: Array = total * like(enough, values)
         return kept
 
-    return merge_entries(updates, options, rule)
+    return merge_entries(updates, options, options.space, rule)

@@ -6,26 +6,37 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.algorithms._options import SparseOptions
+from loramerge.algorithms._options import Sparsify, ThinningOptions
 from loramerge.algorithms._rules import disjoint_mean, elect_sign, merge_entries
 from loramerge.algorithms._thin import thin
 from loramerge.linalg.kernels import namespace
 from loramerge.linalg.spectrum import Spectrum
-from loramerge.options import Count, Options
+from loramerge.options import Count
 from loramerge.registry import merger
 from loramerge.traits import Score
 
 
-class CtmOptions(Options, frozen=True):
+class CtmOptions(ThinningOptions, frozen=True):
     """How the subspace is found, and what merges inside it."""
 
+    sparsify: Annotated[
+        Sparsify,
+        Meta(
+            description="Which entries inside the subspace each update keeps: the largest "
+            "(magnitude, the paper's TIES), random ones (dare, its DARE-TIES), random ones by size "
+            "(della), all but both ends (breadcrumbs), all (none)."
+        ),
+    ] = "magnitude"
+    density: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the entries each update keeps.")
+    ] = 0.25
     rule: Annotated[
         Literal["ties", "sum"],
-        Meta(description="What merges inside the subspace: TIES on entries, or the plain sum."),
+        Meta(
+            description="What becomes of the entries kept: the mean of those of the elected sign "
+            "(ties), or their sum."
+        ),
     ] = "ties"
-    density: Annotated[
-        float, Meta(gt=0, le=1, description="ties: share of the entries each update keeps.")
-    ] = 0.25
     beta: Annotated[
         float,
         Meta(
@@ -60,8 +71,12 @@ def ctm(updates: Updates, options: CtmOptions) -> Spectrum:
 
     U and V with r orthonormal columns, r the output rank, maximise sum_t ||U^T X_t V||^2 by
     alternating eigenvectors (HOOI), where X_t is w_t dW_t at a length between its own and the mean
-    (--beta). Then O_t = U^T w_t dW_t V are merged entry by entry by --rule, and U O V^T is the
-    result: nothing is cut after the merge. Where r reaches sum_t r_t nothing is lost.
+    (--beta). Then O_t = U^T w_t dW_t V lose entries by --sparsify, are merged entry by entry by
+    --rule, and U O V^T is the result: nothing is cut after the merge. Where r reaches sum_t r_t
+    nothing is lost before it. `--rule sum --sparsify none` is the plain sum inside.
+
+    Masks of dare and della are those of every method: of seed, place of the adapter and name of the
+    module. Of adapters that agree, O_t is nearly diagonal, and a random mask may drop most of it.
 
     Where it differs. The paper iterates to a tolerance, at most 1000 rounds; we do ten. The
     axes are the eigenvectors of the last round, in falling order.
@@ -88,13 +103,7 @@ def ctm(updates: Updates, options: CtmOptions) -> Spectrum:
         return disjoint_mean(values, elect_sign(values)) if ties else summed
 
     merged = merge_entries(
-        replace(updates, factors=inside, weights=(1.0,) * len(inside)),
-        SparseOptions(
-            space="dense",
-            sparsify="magnitude" if ties else "none",
-            density=options.density if ties else 0.2,
-        ),
-        rule,
+        replace(updates, factors=inside, weights=(1.0,) * len(inside)), options, "dense", rule
     )
     assert isinstance(merged, Spectrum)  # of dense coordinates
     core = (merged.left @ merged.u * merged.s[..., None, :]) @ (merged.vh @ merged.right)

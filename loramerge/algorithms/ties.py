@@ -74,4 +74,4 @@ def ties(updates: Updates, options: TiesOptions) -> LowRank | Spectrum:
     def rule(values: Array) -> Array:
         return disjoint_mean(values, elect_sign(values))
 
-    return merge_entries(updates, options, rule)
+    return merge_entries(updates, options, options.space, rule)

@@ -56,8 +56,8 @@ def test_a_merge_is_that_of_the_cpu(rng: np.random.Generator, space: str, sparsi
     given = replace(updates(rng, m=300, n=200, ranks=(8, 6, 8), batch=5), rank=8)
     options = SparseOptions(space=space, sparsify=sparsify)
     put = replace(given, factors=tuple(CUDA.update(f) for f in given.factors))
-    theirs = delta(CUDA.back(low_rank(merge_entries(put, options, elected))))
-    assert apart(theirs, delta(merge_entries(given, options, elected))) < 1e-8
+    theirs = delta(CUDA.back(low_rank(merge_entries(put, options, options.space, elected))))
+    assert apart(theirs, delta(merge_entries(given, options, options.space, elected))) < 1e-8
 
 
 def test_a_large_dense_result_is_cut_as_on_the_cpu(
@@ -65,7 +65,7 @@ def test_a_large_dense_result_is_cut_as_on_the_cpu(
 ) -> None:
     monkeypatch.setattr(dense, "SMALL", 100)
     given = updates(rng, m=700, n=500, ranks=(16,) * 4, dtype=np.float32)
-    W = delta(merge_entries(given, SparseOptions(space="dense"), elected)).astype(np.float32)
+    W = delta(merge_entries(given, SparseOptions(), "dense", elected)).astype(np.float32)
     ours = dense.compress(W, 8, 0).truncated(8)
     theirs = CUDA.back(dense.compress(CUDA.put(W), 8, 0).truncated(8))
     assert apart(delta(theirs), delta(ours)) < 1e-5  # float32 products in another order
