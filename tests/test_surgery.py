@@ -65,6 +65,19 @@ def test_selected_ranks_are_those_of_the_singular_value_decomposition(
         assert apart(found[item], (U[:, kept] * S[kept]) @ Vh[kept]) < 1e-10
 
 
+def test_selected_ranks_as_stored_are_a_prefix_of_a_dylora_to_the_bit(three: list[Path]) -> None:
+    before = loramerge.load(three[0])
+    result, report = loramerge.run("select", three[0], ranks="0-1", stored=True)
+    for name, module in before.modules.items():
+        whole, part = before.read(name), result.adapter.read(name)
+        np.testing.assert_array_equal(part.A, whole.A[:2])
+        np.testing.assert_array_equal(part.B, whole.B[:, :2])
+        assert module.rank > 2
+    assert report.rank == (2, 2)
+    with pytest.raises(UsageError, match="--stored says how --ranks counts"):
+        loramerge.run("select", three[0], stored=True)
+
+
 def test_selections_of_all_ranks_add_up_to_the_adapter(three: list[Path]) -> None:
     pieces = [
         loramerge.run("select", three[2], ranks=r, save_dtype="float32") for r in ("0-1", "2-5")

@@ -26,6 +26,14 @@ class SelectOptions(Options, frozen=True):
         ),
     ] = None
 
+    stored: Annotated[
+        bool,
+        Meta(
+            description="Count terms as the file stores them instead: the first ranks of a DyLoRA "
+            "are an adapter by themselves."
+        ),
+    ] = False
+
     @property
     def places(self) -> list[int]:
         """The places that are asked for, each once, in order."""
@@ -39,6 +47,8 @@ class SelectOptions(Options, frozen=True):
         """Raise ValueError where nothing is selected."""
         if self.ranks is not None and not self.places:
             raise ValueError(f"--ranks {self.ranks} names no rank")
+        if self.stored and self.ranks is None:
+            raise ValueError("--stored says how --ranks counts: give both")
 
     def rank_below(self, highest: int) -> int | None:
         """The rank that is left of this one."""
@@ -60,12 +70,18 @@ def select(updates: Updates, options: SelectOptions) -> LowRank:
     does not depend on how a file factors its update: 0-7 is the best approximation of rank 8, 8-15
     of a rank-16 adapter what that leaves out. --include and --exclude select modules. Modules that
     have none of the ranks become zero.
+
+    With --stored the terms are those of the file, exactly, and the scale of each stays what it was.
+    DyLoRA (arXiv:2210.07558) trains every prefix of them as an adapter; sd-scripts does so with a
+    factor sqrt(R / k) on the first k of R, which `scale --factor` gives.
     """
     whole = concat(updates.factors, updates.weights)
     if options.ranks is None:
         return whole
-    spectrum = decompose(whole)
-    terms = spectrum.truncated(spectrum.s.shape[-1])
+    terms = whole
+    if not options.stored:
+        spectrum = decompose(whole)
+        terms = spectrum.truncated(spectrum.s.shape[-1])
     xp = namespace(terms.A)
     places = [place for place in options.places if place < terms.rank]
     kept = xp.asarray(places, dtype=xp.int64, device=terms.A.device)
