@@ -18,12 +18,15 @@ __all__ = [
     "check_owners",
     "check_pairs",
     "factor_shapes",
+    "kind_of",
     "pair",
     "scaled",
 ]
 
 # Far above any LoRA; what claims more is damaged or an attack.
 MAX_RANK = 65536
+# What models call their embeddings, whose factors some layouts store as those of any layer.
+EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "word_embeddings")
 INCOMPLETE = "the file is incomplete: save it or download it again"
 
 
@@ -79,6 +82,11 @@ def check_owners(groups: Mapping[str, Mapping[str, str]], a: str, where: str) ->
     alone = [key for roles in groups.values() if a not in roles for key in roles.values()]
     if alone:
         raise AdapterError(f"{where}: these belong to no pair: {listed(alone, 4)}.", INCOMPLETE)
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a layer by its name, where a file does not tell it."""
+    return "embedding" if name.rpartition(".")[2] in EMBEDDINGS else "linear"
 
 
 def pair(name: str, keys: Mapping[str, str], A: TensorInfo, B: TensorInfo, kind: Kind) -> Module:

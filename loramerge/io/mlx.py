@@ -13,7 +13,6 @@ from loramerge._lazy import np
 from loramerge.adapter import (
     Adapter,
     Array,
-    Kind,
     LowRank,
     Module,
     TensorSource,
@@ -21,7 +20,7 @@ from loramerge.adapter import (
     public_base,
 )
 from loramerge.errors import AdapterError, IncompatibleError, UsageError, listed
-from loramerge.io._grammar import INCOMPLETE, Grammar, check_owners, check_pairs, pair
+from loramerge.io._grammar import INCOMPLETE, Grammar, check_owners, check_pairs, kind_of, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 
 NAME = r"(?P<module>.+)"
@@ -42,7 +41,6 @@ SWITCH, EXPERTS = (
     ".switch_mlp.",
     re.compile(r"(?P<layer>.+)\.experts\.(?P<expert>\d+)\.(?P<leaf>.+)"),
 )
-EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "word_embeddings")
 DEFAULT_SCALE = 20.0  # mlx-lm's, where a config leaves it out
 EVERY_LAYER = -1
 
@@ -125,9 +123,8 @@ def _modules(source: TensorSource, name: str, roles: Mapping[str, str]) -> list[
             )
             for expert in range(experts)
         ]
-    kind: Kind = "embedding" if name.rpartition(".")[2] in EMBEDDINGS else "linear"
     A, B = (replace(info, shape=info.shape[::-1]) for info in (A, B))
-    return [replace(pair(name, keys, A, B, kind), form=_turned)]
+    return [replace(pair(name, keys, A, B, kind_of(name)), form=_turned)]
 
 
 def _expert(name: str, expert: int) -> str:
