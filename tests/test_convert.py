@@ -28,7 +28,8 @@ def pair(r: int, n: int = 6, m: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 
 def planned(adapter: Adapter, to: str, folder: Path) -> Conversion:
-    return plan_conversion(adapter, to, str(folder), extras="drop" if adapter.extras else "error")
+    elsewhere = adapter.extras and adapter.layout != to
+    return plan_conversion(adapter, to, str(folder), extras="drop" if elsewhere else "error")
 
 
 def converted(adapter: Adapter, to: str, folder: Path) -> tuple[Converted, Adapter]:

@@ -17,11 +17,6 @@ MINIMAL = {
         "decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight",
         "decoder.layers.0.self_attention.linear_qkv.adapter.linear_out.weight",
     ],
-    "BFL control LoRA": [
-        "double_blocks.0.img_attn.norm.query_norm.scale",
-        "double_blocks.0.img_attn.qkv.lora_A.weight",
-        "double_blocks.0.img_attn.qkv.lora_B.weight",
-    ],
     "PEFT RandLoRA": [f"{PEFT}.randlora_lambda", "base_model.randlora_A"],
     "PEFT MiSS": [f"{PEFT}.miss_block"],
     "PEFT FourierFT": [f"{PEFT}.fourierft_spectrum"],
@@ -33,7 +28,6 @@ MINIMAL = {
     "LyCORIS GLoRA": ["lora_unet_a.a1.weight", "lora_unet_a.b1.weight"],
     "LyCORIS OFT": ["lora_unet_a.oft_blocks"],
     "LyCORIS IA3": ["lora_unet_a.weight", "lora_unet_a.on_input"],
-    "loralib": ["transformer.h.0.attn.c_attn.lora_A", "transformer.h.0.attn.c_attn.lora_B"],
 }
 
 

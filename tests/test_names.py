@@ -10,7 +10,7 @@ from loramerge.errors import IncompatibleError
 from loramerge.io._names import families, renamed
 from loramerge.io._names._table import Component, Family, Spelling
 from loramerge.io._open import open_adapter
-from tests.build import write_kohya, write_peft
+from tests.build import save, write_kohya, write_peft
 
 FAMILIES = {family.name: family for family in families()}
 SPELT = [
@@ -138,6 +138,35 @@ def test_among_families_that_fit_the_one_whose_blocks_are_all_there_is_meant(tmp
     path = write_peft(tmp_path / "flux", {name: pair(6, 6) for name in names[:19]})
     found = renamed(open_adapter(str(path)), "comfy")
     assert "diffusion_model.double_blocks.18.img_attn.qkv" in found.modules
+
+
+def test_the_model_for_low_noise_of_wan_is_a_file_of_its_own_elsewhere(tmp_path) -> None:
+    names = [f"transformer_2.blocks.{block}.attn1.to_{x}" for block in (0, 29) for x in "qkv"]
+    path = tmp_path / "a.safetensors"
+    tensors = {}
+    for name in names:
+        A, B = pair(6, 6)
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    save(path, tensors, "float32")
+    adapter = open_adapter(str(path))
+    assert adapter.layout == "diffusers"
+    there = renamed(adapter, "comfy")
+    theirs = [f"diffusion_model.blocks.{block}.self_attn.{x}" for block in (0, 29) for x in "qkv"]
+    assert set(there.modules) == set(theirs)
+    # Elsewhere nothing tells the two models apart; diffusers loads either as `transformer`.
+    back = renamed(there, "diffusers")
+    assert set(back.modules) == {name.replace("transformer_2", "transformer") for name in names}
+
+
+def test_an_adapter_of_both_models_of_wan_is_no_single_file(tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {}
+    for name in ("transformer.blocks.0.attn1.to_q", "transformer_2.blocks.0.attn1.to_q"):
+        A, B = pair(6, 6)
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    save(path, tensors, "float32")
+    with pytest.raises(IncompatibleError, match=r"1 of 2 have no counterpart in comfy"):
+        renamed(open_adapter(str(path)), "comfy")
 
 
 def test_names_without_a_counterpart_are_listed(tmp_path) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from loramerge.io._pipeline import PREFIXED
-
 __all__ = ["FOREIGN", "Foreign", "recognise", "samples"]
 
 
@@ -35,11 +33,6 @@ FOREIGN = (
         r".+\.adapter\.linear_(in|out)\.weight",
         "export it to Hugging Face PEFT with NeMo's Megatron-Bridge",
     ),
-    _foreign(
-        "BFL control LoRA",
-        r"(double|single)_blocks\..+\.(query|key)_norm\.scale",
-        "load it with FluxControlPipeline of diffusers; it changes more than weights can add",
-    ),
     _foreign("PEFT RandLoRA", r".+\.randlora_.+", TO_LORA),
     _foreign("PEFT MiSS", r".+\.(miss|bone)_block(\..+)?", TO_LORA),
     _foreign("PEFT FourierFT", r".+\.(fourierft|waveft)_spectrum(\..+)?", TO_LORA),
@@ -51,11 +44,6 @@ FOREIGN = (
     _foreign("LyCORIS GLoRA", KOHYA + r"\.[ab][12]\.weight", TO_PLAIN),
     _foreign("LyCORIS OFT", KOHYA + r"\.oft_(blocks|diag)", TO_PLAIN),
     _foreign("LyCORIS IA3", KOHYA + r"\.on_input", TO_PLAIN),
-    _foreign(
-        "loralib",
-        rf"(?!{PREFIXED.pattern}).+\.lora_[AB]",
-        "rename .lora_A and .lora_B to .lora_A.weight and .lora_B.weight, and say --alpha",
-    ),
 )
 
 

@@ -84,7 +84,8 @@ def _common(adapters: Sequence[Adapter]) -> set[str]:
 
 def _translated(adapter: Adapter, naming: str) -> Adapter:
     """The adapter with the first spelling of a vocabulary, be it that of its own names."""
-    found = [_translation(adapter, family, naming) for family in families()]
+    fitting = [f for f in families() if adapter.naming == "diffusers" or not f.leaves_only]
+    found = [_translation(adapter, family, naming) for family in fitting]
     whole = [translation for translation in found if not translation.unknown]
     if not whole:
         raise _no_counterpart(adapter, naming, min(found, key=lambda t: len(t.unknown)))

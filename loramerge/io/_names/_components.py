@@ -41,6 +41,8 @@ def denoiser(
         for row in original
         for place, part in enumerate(row.parts)
     )
+    # Two vocabularies that only Flux.1 has.
+    flux = {"bfl": (Spelling("", original),), "xlabs": (Spelling("", tuple(xlabs)),)}
     return Component(
         name,
         {
@@ -55,7 +57,7 @@ def denoiser(
                 Spelling("lycoris_", original, flat=True),
             ),
             "onetrainer": (Spelling(f"{name}.", counted), Spelling(f"{name}.", original)),
-            "xlabs": (Spelling("", tuple(xlabs)),),
+            **(flux if xlabs else {}),
         },
     )
 

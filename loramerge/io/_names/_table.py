@@ -79,13 +79,15 @@ class Family(Struct, frozen=True, eq=False):
     """Models of one architecture.
 
     `called` finds them in what a file says of its base model, in small letters and digits only;
-    `depths` are the numbers of blocks of each kind that released models have.
+    `depths` are the numbers of blocks of each kind that released models have. `leaves_only` are
+    diffusers' names into others': names of others mean another family's layers.
     """
 
     name: str
     called: str
     components: tuple[Component, ...]
     depths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    leaves_only: bool = False
 
     def parse(self, naming: str, name: str) -> Found | None:
         """What a name of a vocabulary stands for, None where the family has no such layer."""

@@ -32,4 +32,14 @@ TABLE = (
     ),
 )
 
-FAMILIES = (Family("Wan", "wan", (denoiser(TABLE),), {BLOCK: (30, 40)}),)
+# Wan 2.2 has a second model for low noise, which other programs keep in a file of its own.
+FAMILIES = (
+    Family("Wan", "wan", (denoiser(TABLE),), {BLOCK: (30, 40)}),
+    Family(
+        "Wan 2.2 for low noise",
+        "wan22",
+        (denoiser(TABLE, "transformer_2"),),
+        {BLOCK: (30, 40)},
+        leaves_only=True,
+    ),
+)
