@@ -5,6 +5,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 PACKAGE := $(VENV)/.package
 TOOLS   := $(VENV)/.tools
+CONSUMERS := .consumers
+PROGRAMS  := $(CONSUMERS)/.programs
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .PHONY: demo test check docs bench quality consumers fixtures clean
@@ -49,12 +51,22 @@ bench: $(TOOLS)
 quality: $(TOOLS)
 	python benchmarks/quality.py
 
-# Peers whose requirements are not ours lie in a folder of their own, seen by these tests alone.
-consumers: $(TOOLS)
-	pip install --quiet --upgrade --no-deps --target .consumers mergekit immutables
-	test -x .consumers/olah/bin/olah-cli || $(PYTHON) -m venv .consumers/olah
-	.consumers/olah/bin/pip install --quiet olah
-	PYTHONPATH=.consumers pytest tests/oracle tests/consumers
+# Programs that load adapters, mergekit and the converter of llama.cpp, which only comes with the
+# source of llama-cpp-python; and olah, whose requirements are not theirs.
+$(PROGRAMS): pyproject.toml
+	$(PYTHON) -m venv $(CONSUMERS)/programs $(CONSUMERS)/olah
+	$(CONSUMERS)/programs/bin/pip install --quiet $(TORCH)
+	$(CONSUMERS)/programs/bin/pip install --quiet --editable '.[test,consumers]'
+	$(CONSUMERS)/programs/bin/pip install --quiet --no-deps mergekit immutables
+	$(CONSUMERS)/olah/bin/pip install --quiet olah
+	rm -rf $(CONSUMERS)/llama-cpp-python && mkdir $(CONSUMERS)/llama-cpp-python
+	$(CONSUMERS)/programs/bin/pip download --quiet --no-deps --no-binary llama-cpp-python \
+		--dest $(CONSUMERS)/llama-cpp-python llama-cpp-python
+	cd $(CONSUMERS)/llama-cpp-python && tar -xzf *.tar.gz --strip-components 1
+	touch $@
+
+consumers: $(PROGRAMS)
+	$(CONSUMERS)/programs/bin/pytest -m '' tests/oracle tests/consumers
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(CONSUMERS) demo build dist *.egg-info

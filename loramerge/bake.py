@@ -128,7 +128,7 @@ def _replaced(adapter: Adapter, base: Checkpoint, changed: Collection[str]) -> d
     if homeless:
         raise IncompatibleError(
             f"{base.path.name} has no place for {listed(homeless, 4)}.",
-            "take them out first: loramerge convert --extras drop",
+            f"take them out first: loramerge convert {adapter.reference} --to peft --extras drop",
         )
     return found
 

@@ -1,7 +1,9 @@
 """What converting an adapter into another layout will do, decided from its header alone."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
 from loramerge.io._names import Heads, Projections, in_form, renamed
-from loramerge.io._open import layout
+from loramerge.io._open import layout, layouts
 from loramerge.plan import assumed, check_variants, written_as
 from loramerge.publish import free_place, stem
 from loramerge.rebase import rebased, recomputed
@@ -24,6 +26,8 @@ from loramerge.recover import read_pruned, recovered
 __all__ = ["SINGLE", "Conversion", "Needs", "plan_conversion", "recorded_needs"]
 
 SINGLE = ".safetensors"
+OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
+TAKE_OUT = "choose another layout, or take modules out first: loramerge select --exclude GLOB"
 # Metadata that says nothing of an adapter.
 FORMAL = frozenset(("format", KEY))
 
@@ -147,7 +151,8 @@ def plan_conversion(
     check_variants([adapter])
     name = f"{stem(adapter)}-{to}{'' if target.directory else SINGLE}"
     final = free_place([adapter], out or name, force)
-    there = needs.named(adapter, target.naming or adapter.naming)
+    with _advised(_keeping(adapter)):
+        there = needs.named(adapter, target.naming or adapter.naming)
     holds = target.scale
     if holds == "multiplier" and final.suffix == SINGLE:
         holds = "none"  # it stands in the config beside
@@ -165,7 +170,8 @@ def plan_conversion(
         )
     kept = adapter.extras if fits and extras == "error" else ()
     draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
-    notes = [*assumed(adapter), *_lost(adapter, target, draft)]
+    with _advised(TAKE_OUT):
+        notes = [*assumed(adapter), *_lost(adapter, target, draft)]
     if folded:
         notes.append(
             f"{to} cannot say the scale of {len(folded)} of {len(modules)} modules: it is folded "
@@ -185,6 +191,23 @@ def plan_conversion(
     return Conversion(
         adapter, there, target, draft, tuple(folded), final, force, tuple(notes), needs
     )
+
+
+@contextmanager
+def _advised(hint: str) -> Iterator[None]:
+    """Another hint where the one of a layout names flags of merges, which convert has not."""
+    try:
+        yield
+    except IncompatibleError as error:
+        if error.hint and OF_MERGES.search(error.hint):
+            raise IncompatibleError(error.message, hint) from None
+        raise
+
+
+def _keeping(adapter: Adapter) -> str:
+    """Where names cannot be translated: the layouts in which they are the same."""
+    kept = [one.name for one in layouts() if one.naming == adapter.naming and not one.writes]
+    return f"layouts that keep its names: {', '.join(kept) or 'none'}"
 
 
 def _modules(

@@ -101,7 +101,7 @@ def undecomposed(adapter: Adapter, base: Checkpoint) -> Adapter:
         raise IncompatibleError(
             f"{adapter.reference}: {listed(embeddings)} are DoRA of embeddings, computed "
             "token by token.",
-            "leave them out: --exclude",
+            "merge it in PEFT: model.merge_and_unload()",
         )
     turned = bool(adapter.config.get("fan_in_fan_out"))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from loramerge.adapter import public_base
 from loramerge.card import PLACE, plain_card
-from loramerge.errors import UsageError
+from loramerge.errors import AdapterError, UsageError
 from loramerge.events import Listener, Started, silent
 from loramerge.io._disk import find_on_disk
-from loramerge.io._files import CARD, CONFIG, SUFFIX, WEIGHTS
+from loramerge.io._files import CARD, CONFIG, PICKLES, SUFFIX, WEIGHTS
 from loramerge.io._hub import look_up
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
@@ -49,7 +49,12 @@ def pull(
         )
     with explained(reference, asked.repository):
         repository = look_up(asked)
-        path = weights_among(repository.files, asked)
+        path = weights_among(repository.files, asked, allow_pickle=True)
+        if path.endswith(PICKLES):
+            raise AdapterError(
+                f"{asked.at(path)} is a pickle; a safetensors file is all that is pulled.",
+                f"make one of it: loramerge convert {asked} --to peft --allow-pickle",
+            )
         folder = path[: path.rfind("/") + 1]
         beside = [name for name in WITH if folder + name in repository.files]
         alone = CONFIG not in beside

@@ -42,7 +42,7 @@ def highest_ranks(
         if asked < largest:
             raise UsageError(
                 f"{recipe.method.name} --rank {asked} is less than the rank {largest} there is.",
-                f"make it smaller: loramerge squeeze --rank {asked}",
+                f"make it smaller: loramerge squeeze {recipe.adapters[0].reference} --rank {asked}",
             )
     if asked == "full" or (criterion and (asked is None or criterion.budgeted)):
         return caps, []

@@ -44,7 +44,7 @@ def free_place(adapters: Sequence[Adapter], out: str, force: bool) -> Path:
         taken = holder if Path(adapter.reference).expanduser().is_dir() else holder / source.name
         if final.resolve() in (source.resolve(), taken, *taken.parents):
             raise OutputError(
-                f"{out} would replace the input {adapter.reference}.", "choose another -o"
+                f"{out} would replace the input {adapter.reference}.", "choose another place"
             )
     check_free(final, force)
     return final

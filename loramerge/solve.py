@@ -102,7 +102,7 @@ def halving(
         if "LinAlgError" in type(error).__name__:
             raise IncompatibleError(
                 f"{batch[0].name}: its numbers are too large for {compute.dtype}.",
-                "use smaller weights, or --compute-dtype float64",
+                "--compute-dtype float64 has room for them",
             ) from None
         if len(batch) == 1 or not out_of_memory(error):
             raise

@@ -117,10 +117,14 @@ def test_a_bad_command_is_refused_with_one_sentence_and_a_hint(
         ("inspect nope", "nope does not exist", "ls ."),
         ("squeeze empty -r 2", "empty holds no adapter", "adapter_config.json"),
         ("squeeze a -r 2 -o b", "b exists", "use --force"),
-        ("squeeze a -r 2 -o a --force", "a would replace the input a", "choose another -o"),
-        ("squeeze a -r 2 -o file/out", "file/out cannot be written", "-o"),
-        ("squeeze a -r 2 -o photos -f", "holds no adapter; it will not be replaced", "-o"),
-        ("squeeze a -r 2 -o file -f", "file is a file; it will not be replaced", "-o"),
+        ("squeeze a -r 2 -o a --force", "a would replace the input a", "choose another place"),
+        ("squeeze a -r 2 -o file/out", "file/out cannot be written", "another place"),
+        (
+            "squeeze a -r 2 -o photos -f",
+            "holds no adapter; it will not be replaced",
+            "another place",
+        ),
+        ("squeeze a -r 2 -o file -f", "file is a file; it will not be replaced", "another place"),
     ],
 )
 def test_files_that_do_not_fit_end_with_1(words: str, said: str, hint: str, here: Path) -> None:

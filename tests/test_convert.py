@@ -14,7 +14,7 @@ from loramerge.converted import Converted, convert
 from loramerge.errors import IncompatibleError, OutputError, UsageError
 from loramerge.io._open import layouts, open_adapter
 from tests.build import write_kohya, write_peft
-from tests.test_layout_contract import CASES, delta
+from tests.test_layout_contract import CASES, FIXTURES, delta
 from tests.typed import typed
 
 WRITTEN = [found.name for found in layouts() if not found.writes]
@@ -196,3 +196,18 @@ def test_what_a_layout_cannot_say_of_a_module_is_refused_and_nothing_is_left(
     with pytest.raises(IncompatibleError, match="mlx cannot say what 1 of 2 modules are: embed"):
         convert(plan)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_refusal_advises_what_convert_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_kohya(Path("k.safetensors"), {"lora_unet_x": (*pair(2), 1.0)})
+    done = typed("convert", "k.safetensors", "--to", "mlx")
+    assert (done.code, done.lines[1]) == (1, "hint: layouts that keep its names: kohya")
+    merge = typed("cat", "k.safetensors", "--to", "mlx")
+    assert merge.lines[0] == done.lines[0]
+    assert merge.lines[1].startswith("hint: leave --to out")
+    done = typed("convert", FIXTURES / "peft" / "convolutions", "--to", "mlx")
+    assert done.code == 1
+    assert done.lines[1].endswith("take modules out first: loramerge select --exclude GLOB")

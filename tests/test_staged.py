@@ -186,17 +186,17 @@ def test_a_place_where_nothing_can_be_made_is_said_in_the_systems_words(
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(OutputError, match="cannot be written: Not a directory") as refused:
         put(tmp_path / "file" / name, "new")
-    assert refused.value.hint == "choose another -o"
+    assert refused.value.hint == "choose another place"
 
 
 @both
 @pytest.mark.parametrize(
     ("number", "hint"),
     [
-        (errno.EACCES, "choose another -o"),
-        (errno.EROFS, "choose another -o"),
-        (errno.ENOSPC, "free some space, or choose another disk with -o"),
-        (errno.EDQUOT, "free some space, or choose another disk with -o"),
+        (errno.EACCES, "choose another place"),
+        (errno.EROFS, "choose another place"),
+        (errno.ENOSPC, "free some space, or choose another disk"),
+        (errno.EDQUOT, "free some space, or choose another disk"),
     ],
 )
 def test_a_read_only_or_full_disk_is_an_output_error_that_leaves_nothing(
@@ -240,7 +240,7 @@ def test_a_file_that_may_not_grow_is_an_output_error_that_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = "error: out cannot be written: File too large."
-    assert (done.code, done.lines) == (1, [error, "hint: choose another -o"])
+    assert (done.code, done.lines) == (1, [error, "hint: choose another place"])
     assert tree(tmp_path) == before
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from loramerge.cli.verify import PROGRAMS, VLLM_MAX_RANK
 from loramerge.consumers import CONSUMERS, DEFAULT_MAX_RANK
 from loramerge.io._open import open_adapter
-from tests.build import write_peft
+from tests.build import write_kohya, write_peft
 from tests.typed import typed
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -81,8 +81,8 @@ def test_a_rank_pattern_is_wrong_in_servers_and_right_in_llama_cpp(tmp_path: Pat
         target_modules=["q_proj", "v_proj"],
     )
     found = states(path)
-    # lora_alpha / 4 is PEFT's scale and llama.cpp's; lora_alpha / r of the config is the servers'.
-    assert only(found, "wrong scale") == SERVERS - {"llama.cpp"}
+    # lora_alpha / 4 is PEFT's scale and llama.cpp's; lora_alpha / r of the config is the others'.
+    assert only(found, "wrong scale") == SERVERS - {"llama.cpp"} | {"peft-hotswap"}
 
 
 def test_a_rank_above_the_servers_is_refused_there_with_the_command_that_mends_it(
@@ -117,22 +117,95 @@ def test_a_head_is_refused_by_servers(tmp_path: Path) -> None:
     assert only(states(path), "refused") >= SERVERS
 
 
-def test_targets_that_leave_a_module_out_are_refused_by_peft(tmp_path: Path) -> None:
+def test_targets_that_leave_a_module_out_are_seen_where_they_count(tmp_path: Path) -> None:
     found = states(plain(tmp_path / "a", target_modules=["q_proj"]))
-    assert found["peft"] == "refused"
+    assert only(found, "wrong scale") == {"peft", "transformers", "sglang"}
 
 
-def test_keys_without_pefts_prefix_are_refused_by_peft(tmp_path: Path) -> None:
+def test_targets_that_leave_everything_out_are_refused(tmp_path: Path) -> None:
+    found = states(plain(tmp_path / "a", target_modules=["o_proj"]))
+    assert only(found, "refused") >= {"peft", "transformers", "sglang"}
+
+
+def test_keys_without_pefts_prefix_are_refused_by_peft_alone(tmp_path: Path) -> None:
     path = plain(tmp_path / "a")
     file = path / "adapter_model.safetensors"
     save_file({k.removeprefix("base_model.model."): v for k, v in load_file(file).items()}, file)
-    assert states(path)["peft"] == "refused"
+    assert only(states(path), "refused") == {"peft", "peft-hotswap", "mlx", "diffusers"}
 
 
-def test_kohya_files_are_for_pipelines_and_one_alpha(tmp_path: Path) -> None:
-    assert only(states(FIXTURES / "kohya" / "linear.safetensors"), "right") == {"diffusers"}
-    found = states(FIXTURES / "kohya" / "ranks.safetensors")
-    assert only(found, "wrong scale") == {"diffusers"}
+def test_the_magnitudes_of_dora_arrive_in_peft_alone(tmp_path: Path) -> None:
+    key = "base_model.model.layers.0.{}.lora_magnitude_vector"
+    extras = {key.format(leaf): np.ones(4, np.float32) for leaf in ("q_proj", "v_proj")}
+    found = states(plain(tmp_path / "a", extras=extras, use_dora=True))
+    assert only(found, "right") == {"peft"}
+    assert only(found, "wrong scale") == {"transformers"}
+
+
+@pytest.mark.parametrize("field", ["use_rslora", "alpha_pattern", "lora_dropout"])
+def test_what_a_hotswap_compares_is_refused_where_it_differs(field: str, tmp_path: Path) -> None:
+    value = {"use_rslora": True, "alpha_pattern": {"v_proj": 4}, "lora_dropout": 0.1}[field]
+    done = typed("verify", plain(tmp_path / "a", **{field: value}), "--for", "peft-hotswap")
+    assert f"{field} must be the same" in done.out
+
+
+def kohya(path: Path, **alphas: float | None) -> Path:
+    return write_kohya(path, {f"lora_{name}": (*pair(), x) for name, x in alphas.items()})
+
+
+def test_a_kohya_file_is_right_where_each_part_has_one_alpha(tmp_path: Path) -> None:
+    path = kohya(tmp_path / "a.safetensors", unet_mid_a=1, unet_mid_b=1, te_a=2, te2_a=None)
+    assert only(states(path), "right") == {"diffusers"}
+
+
+@pytest.mark.parametrize("other", [2, None])
+def test_a_kohya_file_is_scaled_wrong_where_a_part_has_several(
+    other: float | None, tmp_path: Path
+) -> None:
+    path = kohya(tmp_path / "a.safetensors", unet_mid_a=1, unet_mid_b=1, unet_mid_c=other)
+    assert only(states(path), "wrong scale") == {"diffusers"}
+    done = typed("verify", path, "--for", "diffusers")
+    assert "1 of 3 modules wrong, lora_unet_mid_c by 0.5 times" in done.out
+
+
+def test_alphas_of_zero_mean_nothing_arrives(tmp_path: Path) -> None:
+    done = typed("verify", kohya(tmp_path / "a.safetensors", unet_mid_a=0), "--for", "diffusers")
+    assert "refused: the most common alpha / rank is 0" in done.out
+
+
+def test_layers_of_flux_each_have_their_scale_and_those_outside_its_blocks_are_not_loaded(
+    tmp_path: Path,
+) -> None:
+    blocks = {"unet_double_blocks_0_img_mlp_0": 1, "unet_single_blocks_0_linear2": 2, "te1_a": 3}
+    assert states(kohya(tmp_path / "a.safetensors", **blocks))["diffusers"] == "right"
+    path = kohya(tmp_path / "b.safetensors", **blocks, unet_img_in=1)
+    done = typed("verify", path, "--for", "diffusers")
+    assert "wrong scale: from a kohya file it loads no lora_unet_img_in" in done.out
+    assert f"loramerge convert {path} --to diffusers" in done.out
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"scale": None}, "its config does not say scale; add it to lora_parameters"),
+        ({"dropout": None}, "its config does not say dropout"),
+        ({"rank": 3}, "its config says rank 3, its tensors are of rank 2"),
+        ({"keys": ["v_proj"]}, "keys of its config leave out layers.0.q_proj"),
+        ({"keys": None}, ""),
+    ],
+)
+def test_mlx_needs_every_word_of_its_config(
+    change: dict[str, object], why: str, tmp_path: Path
+) -> None:
+    A, B = pair()
+    facts = {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["q_proj"], **change}
+    kept = {word: value for word, value in facts.items() if value is not None}
+    config = {"num_layers": 1, "lora_parameters": kept}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {"layers.0.q_proj.lora_a": A.T.copy(), "layers.0.q_proj.lora_b": B.T.copy()}
+    save_file(tensors, tmp_path / "adapters.safetensors")
+    done = typed("verify", tmp_path, "--for", "mlx")
+    assert (done.code, why in done.out) == (3 if why else 0, True), done.out
 
 
 def test_mlx_adapters_are_for_mlx() -> None:

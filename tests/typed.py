@@ -2,16 +2,17 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from unittest.mock import patch
 
-from loramerge.cli import main
+from loramerge.cli import cli, main
 
 ROOT = Path(__file__).parents[1]
 TESTBED = ROOT / "fixtures" / "testbed" / "adapters"
@@ -61,7 +62,30 @@ def typed(*words: str | Path, env: Mapping[str, str] | None = None) -> Typed:
             main()
         except SystemExit as exit:
             code = int(exit.code or 0)
-    return Typed(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+    done = Typed(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+    strange = unfit(str(words[0]), done.lines) if words else []
+    assert not strange, f"{' '.join(argv)}: {done.err} names {strange}"
+    return done
+
+
+def unfit(name: str, lines: Sequence[str]) -> list[str]:
+    """The flags in hints that the command they are for does not take.
+
+    A hint is for the command that was typed, or for the one it names. What `run` and `reproduce`
+    are told is meant for the recipe, whose keys are the same words.
+    """
+    context = cli.make_context("loramerge", ["--help"], resilient_parsing=True)
+    found: list[str] = []
+    for line in lines:
+        if not line.startswith("hint: ") or name in ("run", "reproduce"):
+            continue
+        for part in re.split(r"\bloramerge (?=[a-z-]+)", line.removeprefix("hint: ")):
+            command = cli.get_command(context, part.split()[0]) if part.split() else None
+            command = command or cli.get_command(context, name)
+            flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", part.replace("'", " "))
+            known = {flag for param in command.params for flag in param.opts} if command else ()
+            found += [flag for flag in flags if flag not in (*known, "--help", "--version")]
+    return found
 
 
 def merged(*words: str | Path, env: Mapping[str, str] | None = None) -> Typed:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import NoReturn
 
@@ -136,8 +137,9 @@ def main() -> NoReturn:
     # The client of the Hub leaves the terminal to us.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module="huggingface_hub")
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(prog_name="loramerge", standalone_mode=False) or 0)
     except Exception as error:
         if os.environ.get("LORAMERGE_DEBUG"):
             raise

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 # The programs of loramerge.consumers, named here so that help starts without it.
-PROGRAMS = ("peft", "transformers", "vllm", "sglang", "llama.cpp", "ollama", "mlx", "diffusers")
+PROGRAMS = (
+    "peft",
+    "peft-hotswap",
+    "transformers",
+    "vllm",
+    "sglang",
+    "llama.cpp",
+    "ollama",
+    "mlx",
+    "diffusers",
+)
 VLLM_MAX_RANK = 16
 # A difference up to this many roundings of the stored dtype is rounding.
 SLACK = 4

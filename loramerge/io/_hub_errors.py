@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["explained"]
 
-# Packages whose exceptions mean that the other end was not reached, or fell silent.
+# Packages whose exceptions mean that the other end was not reached, and of these exceptions the
+# ones that mean that it was, and broke off.
 TRANSPORT = frozenset(("httpx", "httpx2"))
+BROKEN = frozenset(("ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"))
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 LOGIN = "log in first: hf auth login"
-AGAIN = "type it again: what has arrived is kept"
+AGAIN = "type it again: files that arrived whole are kept"
 SETTINGS = "check HF_ENDPOINT and the proxy of your network"
 CACHED = "type it again with HF_HUB_OFFLINE=1 to use what was downloaded before"
 
@@ -52,9 +54,13 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
         case hub_errors.LocalTokenNotFoundError():
             return HubError("You are not logged in to the Hub.", LOGIN)
         case hub_errors.XetDownloadError():
-            return HubError(f"{what}: the download broke off.", AGAIN)
+            return HubError(f"{what}: the transfer broke off.", AGAIN)
         case RuntimeError() if isinstance(error.__cause__, Exception):
             return _explained(error.__cause__, what, repository)
+        case RuntimeError() if _is_of_client(error):  # of its library for chunks, xet
+            return HubError(f"{what}: the transfer broke off.", AGAIN)
+        case ValueError() if _is_of_client(error):
+            return HubError(f"{client().endpoint} does not answer as the Hub does.", SETTINGS)
         case OSError() if error.errno in FULL:
             return HubError(
                 f"{what} cannot be downloaded: the disk with the Hub's cache is full.",
@@ -66,8 +72,19 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
                 "set HF_HOME to a directory that can be written",
             )
         case OSError():  # the client found another size than the Hub had stated
-            return HubError(f"{what}: the download broke off.", AGAIN)
+            return HubError(f"{what}: the transfer broke off.", AGAIN)
+    if type(error).__name__ in BROKEN and _is_transport(error):
+        return HubError(f"{what}: the transfer broke off.", AGAIN)
     return _unreached(error, what) if _is_transport(error) else None
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether the client of the Hub itself raised it, over what it was answered."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    name = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return str(name).partition(".")[0] == "huggingface_hub"
 
 
 def _is_transport(error: BaseException | None) -> bool:

@@ -153,7 +153,7 @@ def _reported(final: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise OutputError(
             f"{final} cannot be written: {error.strerror or error}.",
-            "free some space, or choose another disk with -o" if full else "choose another -o",
+            "free some space, or choose another disk" if full else "choose another place",
         ) from error
 
 
@@ -170,19 +170,19 @@ def _check_free(final: Path, force: bool) -> None:
     if not (final.exists() or final.is_symlink()):
         return
     if not force:
-        raise OutputError(f"{final} exists.", "use --force to replace it, or -o for another name")
+        raise OutputError(f"{final} exists.", "use --force to replace it, or choose another name")
     if final.is_dir() != (final.suffix != SINGLE):
         kind = "directory" if final.is_dir() else "file"
-        raise OutputError(f"{final} is a {kind}; it will not be replaced.", "choose another -o")
+        raise OutputError(f"{final} is a {kind}; it will not be replaced.", "choose another place")
     if not final.is_dir():
         return
     if Path.cwd().is_relative_to(final.resolve()):
-        raise OutputError(f"{final} is the current directory or above it.", "choose another -o")
+        raise OutputError(f"{final} is the current directory or above it.", "choose another place")
     found = {path.name for path in final.iterdir()}
     if found and not found & OURS:
         raise OutputError(
             f"{final} is a directory that holds no adapter; it will not be replaced.",
-            "choose another -o",
+            "choose another place",
         )
 
 

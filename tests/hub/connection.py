@@ -140,10 +140,11 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found
 
-    def answer(self, facts: Any, status: int = 200, kind: str = JSON) -> None:
-        """Send JSON."""
+    def answer(self, facts: Any, status: int = 200, kind: str = JSON, **more: str) -> None:
+        """Send JSON, with `more` headers."""
         data = json.dumps(facts).encode()
-        self.start(status, len(data), {"Content-Type": kind})
+        more = {name.replace("_", "-"): text for name, text in more.items()}
+        self.start(status, len(data), {"Content-Type": kind, **more})
         self._send(data)
 
     def start(self, status: int, length: int, headers: dict[str, str]) -> None:

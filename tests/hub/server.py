@@ -8,6 +8,7 @@ import base64
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
@@ -75,12 +76,27 @@ def resolve(h: Handler, name: str, revision: str, path: str) -> None:
     h.hub.blobs[sha256(data)] = data
     headers |= {"X-Linked-ETag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
     headers["Location"] = f"{h.hub.cdn}/cdn/{sha256(data)}"
+    if xet := h.hub.xet.get(sha256(data)):
+        where = f"{h.base}/api/models/{name}/xet-read-token/{commit.sha}"
+        headers |= {"X-Xet-Hash": xet, "Link": f'<{where}>; rel="xet-auth"'}
     h.start(302, 0, headers)
 
 
 def cdn(h: Handler, oid: str) -> None:
     """A large file."""
     h.send_file(h.hub.blobs[oid], {"ETag": f'"{oid}"'})
+
+
+def xet_token(h: Handler, name: str, revision: str) -> None:
+    """Where the chunks of large files are, and the right to read or write them for an hour."""
+    h.commit_of(name, revision)
+    until = str(int(time.time()) + 3600)
+    h.answer(
+        {"casUrl": h.hub.cas, "accessToken": "t", "exp": int(until)},
+        X_Xet_Cas_Url=h.hub.cas,
+        X_Xet_Access_Token="t",
+        X_Xet_Token_Expiration=until,
+    )
 
 
 def whoami(h: Handler) -> None:
@@ -174,6 +190,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (f"{API}/paths-info/(?P<revision>[^/]+)", paths_info),
     (f"{API}/preupload/(?P<revision>[^/]+)", preupload),
     (f"{API}/commit/(?P<revision>[^/]+)", commit),
+    (f"{API}/xet-(?:read|write)-token/(?P<revision>[^/]+)", xet_token),
     ("/api/whoami-v2", whoami),
     ("/api/repos/create", create),
     ("/api/validate-yaml", check_card),

@@ -80,7 +80,10 @@ class Request:
 
 
 class Hub:
-    """Every repository, the users' tokens, uploaded large files, and what was asked for."""
+    """Every repository, the users' tokens, uploaded large files, and what was asked for.
+
+    Large files whose sha256 is in `xet` are under that name in the store at `cas`.
+    """
 
     def __init__(self) -> None:
         self.address = ""
@@ -88,6 +91,8 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
+        self.cas = ""
+        self.xet: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.begun = 0

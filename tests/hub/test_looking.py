@@ -166,8 +166,13 @@ def test_several_files_are_listed_with_what_to_type(
     ("holds", "name", "said", "hint"),
     [
         ({"README.md": b""}, "me/x", "holds no adapter", "it holds: README.md"),
-        ({"adapter_model.bin": b""}, "me/x", "me/x:adapter_model.bin is a pickle", "safetensors"),
-        ({"a.pt": b""}, "me/x:a.pt", "me/x:a.pt is a pickle (.pt)", "safetensors"),
+        (
+            {"adapter_model.bin": b""},
+            "me/x",
+            "me/x:adapter_model.bin is a pickle",
+            "--allow-pickle",
+        ),
+        ({"a.pt": b""}, "me/x:a.pt", "me/x:a.pt is a pickle (.pt)", "--allow-pickle"),
         ({"a.txt": b""}, "me/x:a.txt", "is no .safetensors file", "try: me/x"),
         ({"run/a.safetensors": b""}, "me/x:runs", "no such file or folder", "mean 'me/x:run'?"),
         ({"run/a.safetensors": b""}, "me/x:xyz", "no such file or folder", "try: me/x:run"),

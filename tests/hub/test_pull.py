@@ -1,5 +1,6 @@
 """Pulling: an adapter as it is, with what describes it, all or nothing."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,26 @@ def test_a_broken_file_is_not_put_into_place(
     done = typed("pull", "me/x")
     assert (done.code, "is truncated: 10 of" in done.err) == (1, True)
     assert tree(here) == []
+
+
+def test_a_pickle_is_not_pulled_but_made_a_safetensors_file(
+    hub: Hub, adapter: dict[str, bytes], here: Path
+) -> None:
+    import torch
+    from safetensors.torch import load
+
+    pickled = BytesIO()
+    torch.save(load(adapter.pop("adapter_model.safetensors")), pickled)
+    hub.create("me/x", {**adapter, "adapter_model.bin": pickled.getvalue()})
+    done = typed("pull", "me/x@main")
+    assert (done.code, done.lines) == (
+        1,
+        [
+            "error: me/x@main:adapter_model.bin is a pickle; a safetensors file is all that is "
+            "pulled.",
+            "hint: make one of it: loramerge convert me/x@main --to peft --allow-pickle",
+        ],
+    )
+    words = done.lines[1].partition(" loramerge ")[2].split()
+    assert typed(*words, "-o", "made").code == 0
+    assert (here / "made" / "adapter_model.safetensors").is_file()

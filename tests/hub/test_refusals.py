@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -30,18 +31,21 @@ WORDS = [("inspect", "me/x"), SQUEEZE]
 
 @pytest.mark.parametrize("words", WORDS)
 def test_a_repository_that_is_not_there(words: tuple[str, ...], hub: Hub, here: Path) -> None:
-    done = refused(*words)
-    assert "me/x is neither a path here nor a repository on the Hub" in done.lines[0]
-    assert done.lines[1].endswith("if it is private, log in first: hf auth login")
+    assert refused(*words).lines == [
+        "error: me/x is neither a path here nor a repository on the Hub that you may see.",
+        "hint: check how it is spelt; if it is private, log in first: hf auth login",
+    ]
 
 
 def test_a_private_repository_of_somebody_else(
     hub: Hub, adapter: dict[str, bytes], here: Path
 ) -> None:
     hub.create("me/x", adapter, private=True)
-    done = refused("inspect", "me/x", env={"HF_TOKEN": TOKEN})
-    assert "nor a repository on the Hub that you may see" in done.lines[0]
-    assert done.lines[1].endswith("see whether your token may read it: hf auth whoami")
+    assert refused("inspect", "me/x", env={"HF_TOKEN": TOKEN}).lines == [
+        "error: me/x is neither a path here nor a repository on the Hub that you may see.",
+        "hint: check how it is spelt; if it is private, see whether your token may read it: "
+        "hf auth whoami",
+    ]
 
 
 def test_a_private_repository_opens_to_its_reader(
@@ -87,6 +91,23 @@ def test_a_revision_that_is_not_there(hub: Hub, adapter: dict[str, bytes], here:
     assert done.lines == [
         "error: me/x@v2: there is no such revision.",
         "hint: there are: main, v1",
+    ]
+
+
+def test_a_file_that_is_not_there(hub: Hub, adapter: dict[str, bytes], here: Path) -> None:
+    hub.create("me/x", adapter)
+    assert refused("inspect", "me/x@main:adapter_mode.safetensors").lines == [
+        "error: me/x@main:adapter_mode.safetensors: there is no such file or folder.",
+        "hint: did you mean 'me/x@main:adapter_model.safetensors'?",
+    ]
+
+
+def test_a_file_that_went_away_meanwhile(hub: Hub, adapter: dict[str, bytes], here: Path) -> None:
+    hub.create("me/x", adapter)
+    hub.faults.append(Fault("/resolve/", 9, 404, headers={"X-Error-Code": "EntryNotFound"}))
+    assert refused("inspect", "me/x").lines == [
+        "error: me/x: there is no such file.",
+        f"hint: see: {hub.address}/me/x/tree/main",
     ]
 
 
@@ -136,7 +157,7 @@ def test_a_rate_limit_says_when_to_type_it_again(
 def test_a_hub_out_of_order(hub: Hub, here: Path) -> None:
     hub.faults.append(Fault("/api/models", times=9, status=502))
     done = refused("inspect", "me/x")
-    assert done.lines[0] == "error: The Hub answers 502 for me/x."
+    assert done.lines == ["error: The Hub answers 502 for me/x.", "hint: type it again later"]
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -146,14 +167,62 @@ def test_an_endpoint_where_nobody_answers(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     _hub_client.client.cache_clear()
     done = refused(*words)
-    assert done.lines[0] == "error: http://127.0.0.1:9 cannot be reached."
-    assert "HF_HUB_OFFLINE=1" in done.lines[1]
+    assert done.lines == [
+        "error: http://127.0.0.1:9 cannot be reached.",
+        "hint: check the network, or type it again with HF_HUB_OFFLINE=1 to use what was "
+        "downloaded before",
+    ]
 
 
 def test_an_endpoint_that_is_no_hub(hub: Hub, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.faults.append(Fault("/api/models", times=9, status=200))
     done = refused("inspect", "me/x")
-    assert done.lines[0] == f"error: {hub.address} does not answer as the Hub does."
+    assert done.lines == [
+        f"error: {hub.address} does not answer as the Hub does.",
+        "hint: check HF_ENDPOINT and the proxy of your network",
+    ]
+
+
+BROKEN_OFF = [
+    "error: me/x: the transfer broke off.",
+    "hint: type it again: files that arrived whole are kept",
+]
+
+
+@pytest.mark.parametrize("command", ["pull me/x", "squeeze me/x -r 2"])
+def test_a_download_that_breaks_off_again_and_again(
+    command: str, hub: Hub, adapter: dict[str, bytes], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    hub.create("me/x", adapter)
+    looks = [Fault("/cdn/")] if command.startswith("squeeze") else []  # at the header: whole
+    hub.faults += [*looks, Fault("/cdn/", cut=1000), Fault("/cdn/", times=99, cut=0)]
+    assert refused(*command.split()).lines == BROKEN_OFF
+    assert {r.range for r in hub.asked("/cdn/")} >= {"bytes=1000-"}  # it had tried to go on
+    assert not [path for path in here.parent.rglob("cache/**/*") if "incomplete" in path.name]
+    hub.faults.clear()
+    hub.forget()
+    assert typed(*command.split()).code == 0
+    # Config and card were there already.
+    assert all(request.range for request in hub.asked("/resolve/") if request.method == "GET")
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])  # of older and newer clients
+def test_a_hub_that_falls_silent(
+    library: str,
+    hub: Hub,
+    adapter: dict[str, bytes],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.create("me/x", adapter)
+
+    def silent(*anything: object, **more: object) -> None:
+        raise type("ReadTimeout", (Exception,), {"__module__": library})
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", silent)
+    assert refused("pull", "me/x").lines == BROKEN_OFF
 
 
 def test_a_full_disk(
@@ -165,11 +234,28 @@ def test_a_full_disk(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
-    done = refused(*SQUEEZE)
-    assert done.lines[0] == (
-        "error: me/x cannot be downloaded: the disk with the Hub's cache is full."
-    )
-    assert "HF_HOME" in done.lines[1]
+    free = namedtuple("free", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free(1, 1, 0))  # the client warns of it
+    for words in (SQUEEZE, ("pull", "me/x")):
+        assert refused(*words).lines == [
+            "error: me/x cannot be downloaded: the disk with the Hub's cache is full.",
+            "hint: free some space, or set HF_HOME to a directory on another disk",
+        ]
+
+
+def test_a_full_disk_where_a_pull_goes_to(
+    hub: Hub, adapter: dict[str, bytes], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("me/x", adapter)
+
+    def full(*anything: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("loramerge.exchange.shutil.copyfile", full)
+    assert refused("pull", "me/x").lines == [
+        "error: x cannot be written: No space left on device.",
+        "hint: free some space, or choose another disk with -o",
+    ]
 
 
 def test_a_cache_that_may_not_be_written(
@@ -186,4 +272,7 @@ def test_a_model_page_that_is_disabled(hub: Hub, adapter: dict[str, bytes], here
     hub.create("me/x", adapter)
     message = {"X-Error-Message": "Access to this resource is disabled."}
     hub.faults.append(Fault("/resolve/", status=403, headers=message))
-    assert refused("inspect", "me/x").lines[0] == "error: me/x is disabled on the Hub."
+    assert refused("inspect", "me/x").lines == [
+        "error: me/x is disabled on the Hub.",
+        f"hint: see why: {hub.address}/me/x",
+    ]

@@ -1,0 +1,164 @@
+"""Programs that load adapters of language models in PEFT's layout."""
+
+import math
+
+from loramerge.adapter import Adapter
+from loramerge.consumers._verdict import (
+    BAKE,
+    MAKE_PLAIN,
+    PER_MODULE,
+    Verdict,
+    compared,
+    left_out,
+)
+from loramerge.errors import listed
+from loramerge.io._peft_config import tails
+from loramerge.io._peft_keys import PREFIX
+
+__all__ = ["llama_cpp", "ollama", "peft", "peft_hotswap", "sglang", "transformers", "vllm"]
+
+
+def peft(adapter: Adapter, max_rank: int) -> Verdict:
+    """rank_pattern, alpha_pattern, rsLoRA and DoRA are honoured; keys need PEFT's prefix."""
+    found = _is_peft(adapter) or _prefixed(adapter) or _targeted(adapter)
+    return found or Verdict("right", PER_MODULE)
+
+
+def transformers(adapter: Adapter, max_rank: int) -> Verdict:
+    """As PEFT, with or without its prefix; the magnitudes of DoRA it knows by another name."""
+    found = _is_peft(adapter) or _targeted(adapter)
+    if found is None and adapter.config.get("use_dora"):
+        return Verdict("wrong scale", "it does not load DoRA's magnitudes", BAKE)
+    return found or Verdict("right", PER_MODULE)
+
+
+def peft_hotswap(adapter: Adapter, max_rank: int) -> Verdict:
+    """PEFT's hotswap: what it checks must be as in the adapter in place, here one of ours.
+
+    Its rank_pattern is looked up by keys of tensors, which end otherwise than modules: never found.
+    """
+    found = _is_peft(adapter) or _prefixed(adapter) or _is_plain(adapter)
+    if found is not None:
+        return found
+    checked = ("use_rslora", "alpha_pattern", "use_dora", "lora_dropout")
+    if differ := [field for field in checked if adapter.config.get(field)]:
+        reason = f"{differ[0]} must be the same in the adapter it takes the place of"
+        return Verdict("refused", reason, MAKE_PLAIN)
+    return _one_scale(adapter, root=False)
+
+
+def vllm(adapter: Adapter, max_rank: int) -> Verdict:
+    """One alpha / r from the config; patterns are ignored, and target_modules, for the keys."""
+    found = _is_peft(adapter) or _is_plain(adapter) or _fits(adapter, max_rank, "vLLM")
+    labelled = [key for key in _factor_keys(adapter) if not _plain_key(key)]
+    if found is None and labelled:
+        return Verdict("refused", f"{labelled[0]} is no key it parses", MAKE_PLAIN)
+    rsLoRA = bool(adapter.config.get("use_rslora"))
+    return found or _one_scale(adapter, root=rsLoRA)
+
+
+def sglang(adapter: Adapter, max_rank: int) -> Verdict:
+    """Alpha / r from the config, always: rsLoRA and patterns are not read."""
+    found = _is_peft(adapter) or _targeted(adapter) or _is_plain(adapter)
+    return found or _fits(adapter, max_rank, "SGLang") or _one_scale(adapter, root=False)
+
+
+def llama_cpp(adapter: Adapter, max_rank: int) -> Verdict:
+    """The converter keeps lora_alpha and divides by each tensor's own rank."""
+    found = _is_peft(adapter) or _is_plain(adapter)
+    if found is not None:
+        return found
+    alpha = adapter.config.get("lora_alpha", 8)
+    return compared(
+        adapter, {n: alpha / m.rank for n, m in adapter.modules.items()}, "alpha / rank"
+    )
+
+
+def ollama(adapter: Adapter, max_rank: int) -> Verdict:
+    """lora_alpha must be a whole number; llama and gemma2 alone are known."""
+    found = _is_peft(adapter) or _is_plain(adapter)
+    if found is not None:
+        return found
+    alpha = adapter.config.get("lora_alpha", 8)
+    if alpha != int(alpha):
+        return Verdict("refused", f"lora_alpha is {alpha:g}, no whole number", MAKE_PLAIN)
+    found = _one_scale(adapter, root=False)
+    if found.state != "right":
+        return found
+    return Verdict("right", f"{found.reason}; for bases of llama and gemma2, which it knows")
+
+
+def _is_peft(adapter: Adapter) -> Verdict | None:
+    """A verdict where the adapter is no directory of PEFT's."""
+    if adapter.layout != "peft":
+        return Verdict("refused", f"the {adapter.layout} layout", "loramerge convert {0} --to peft")
+    path = adapter.source.path
+    config = path.parent / "adapter_config.json"
+    if path.name == "adapter_model.safetensors" and config.is_file():
+        return None
+    reason = "no adapter_config.json beside adapter_model.safetensors"
+    return Verdict("refused", reason, MAKE_PLAIN)
+
+
+def _prefixed(adapter: Adapter) -> Verdict | None:
+    bare = [key for key in _factor_keys(adapter) if not key.startswith(PREFIX)]
+    if not bare:
+        return None
+    reason = f"{len(bare)} keys lack {PREFIX}: none of them would be loaded"
+    return Verdict("refused", reason, MAKE_PLAIN)
+
+
+def _targeted(adapter: Adapter) -> Verdict | None:
+    """A verdict where target_modules leaves out a module, which is then not loaded."""
+    targets = adapter.config.get("target_modules")
+    if not isinstance(targets, list):
+        return None
+    named = [n for n, m in adapter.modules.items() if m.kind != "parameter"]
+    missed = [name for name in named if not any(tail in targets for tail in tails(name))]
+    return left_out(missed, adapter, "target_modules does not name {}: not loaded", MAKE_PLAIN)
+
+
+def _is_plain(adapter: Adapter) -> Verdict | None:
+    """A verdict where the adapter is more than plain LoRA of linear layers."""
+    if adapter.variants:
+        first = adapter.variants[0]
+        return Verdict("refused", f"{first.name} is not supported", first.hint)
+    if adapter.extras:
+        held = listed([extra.key for extra in adapter.extras], 2)
+        return Verdict(
+            "refused",
+            f"it holds {held} beside its LoRA",
+            "loramerge convert {0} --to peft --extras drop",
+        )
+    odd = [name for name, m in adapter.modules.items() if m.kind in ("conv", "parameter")]
+    if odd:
+        return Verdict("refused", f"{listed(odd, 2)}: only linear layers are supported", "")
+    return None
+
+
+def _fits(adapter: Adapter, max_rank: int, server: str) -> Verdict | None:
+    rank = max(adapter.max_rank, int(adapter.config.get("r", 0)))
+    if rank <= max_rank:
+        return None
+    return Verdict(
+        "refused",
+        f"rank {rank} is above the {max_rank} that {server} was started with",
+        f"loramerge squeeze {{0}} --rank {max_rank}",
+    )
+
+
+def _one_scale(adapter: Adapter, root: bool) -> Verdict:
+    """Whether alpha / r of the config, or alpha / sqrt(r), is every module's scale."""
+    r, alpha = adapter.config.get("r", 8), adapter.config.get("lora_alpha", 8)
+    factor = alpha / (math.sqrt(r) if root else r)
+    formula = "alpha / sqrt(r)" if root else "alpha / r"
+    return compared(adapter, dict.fromkeys(adapter.modules, factor), f"{formula} of the config")
+
+
+def _factor_keys(adapter: Adapter) -> list[str]:
+    return [m.keys[part] for m in adapter.modules.values() for part in ("A", "B") if part in m.keys]
+
+
+def _plain_key(key: str) -> bool:
+    ends = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+    return key.endswith(ends)
