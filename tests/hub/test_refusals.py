@@ -254,7 +254,7 @@ def test_a_full_disk_where_a_pull_goes_to(
     monkeypatch.setattr("loramerge.exchange.shutil.copyfile", full)
     assert refused("pull", "me/x").lines == [
         "error: x cannot be written: No space left on device.",
-        "hint: free some space, or choose another disk with -o",
+        "hint: free some space, or choose another disk",
     ]
 
 
