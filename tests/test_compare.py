@@ -34,6 +34,7 @@ ROWS: Mapping[str, tuple[str, dict[str, object]]] = {
     "arithmetic:max-error=0.3": ("arithmetic", {"max_error": 0.3}),
     "ties:size=9k:scale=ls": ("ties", {"size": "9k", "scale": "ls"}),
     "dare:density=0.7": ("dare", {"density": 0.7}),
+    "tsv:calibrate=pico": ("tsv", {"calibrate": "pico"}),
 }
 
 

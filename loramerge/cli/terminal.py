@@ -9,9 +9,11 @@ from typing import TextIO
 import click
 from msgspec import Struct
 
-__all__ = ["Row", "coloured", "print_rows", "print_table", "width"]
+__all__ = ["Row", "bars", "coloured", "print_rows", "print_table", "width"]
 
 NARROWEST = 40
+# Bars from empty to full.
+BLOCKS, GREYS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
 def width(err: bool = True) -> int | None:
@@ -75,6 +77,21 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int =
         ]
         line = "  ".join(cells)
         click.echo(click.style(line, bold=True) if colour and number == 0 else line, color=colour)
+
+
+def bars(values: Sequence[float]) -> str:
+    """Numbers >= 0 as a row of bars, the largest of full height; ASCII where stdout has no more."""
+    marks = BLOCKS if _encodes(BLOCKS) else GREYS
+    highest = max(values, default=0.0) or 1.0
+    return "".join(marks[round((len(marks) - 1) * value / highest)] for value in values)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _line(label: str, text: str, fg: str | None, colour: bool) -> str:
