@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from programs import SUITES
+from sets import EARLIER, EASY, GENTLE, HARD, MIXED, SHARED, SINGLES, WHOLE
 
 FULL, PAPER, AUTO = "full", "paper", "auto"
-DIRECTORIES = {"hard": "adapters", "easy": "adapters_easy"}
-SINGLES = ("sh3_rev", "sort_inter")
+DIRECTORIES = {"hard": HARD, "easy": EASY}
+# The eight hard tasks again, trained otherwise.
+KINDS = {"shared": SHARED, "gentle": GENTLE, "mixed": MIXED}
+COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def merges(
     return [
         Row(
             suite=suite,
-            parts=(Part(tuple(f"{directory}/{task}" for task in SUITES[suite]), SUITES[suite]),),
+            parts=together(directory, SUITES[suite], 8),
             method=method,
             values={**values, **({} if rank is None else {"rank": rank}), "scale": scale},
             seeds=seeds if suite == "hard" else 1,
@@ -95,6 +98,31 @@ def merges(
         for suite, directory in DIRECTORIES.items()
         for rank in ranks
         for scale in scales
+    ]
+
+
+def together(directory: str, tasks: Sequence[str], count: int) -> tuple[Part, ...]:
+    """The adapters of a set, so many at once, each group judged on its own tasks."""
+    groups = [tuple(tasks[start : start + count]) for start in range(0, len(tasks), count)]
+    return tuple(Part(tuple(f"{directory}/{task}" for task in some), some) for some in groups)
+
+
+def others(method: str, *, scale: str, **values: object) -> list[Row]:
+    """The same at rank 16 on other sets: otherwise trained, and two or four at once."""
+    values = {**values, "rank": 16, "scale": scale}
+    kinds = {name: together(directory, SUITES["hard"], 8) for name, directory in KINDS.items()}
+    counts = {"two": together(HARD, SUITES["hard"], 2), "four": together(HARD, SUITES["hard"], 4)}
+    return [Row(name, parts, method, values) for name, parts in {**kinds, **counts}.items()]
+
+
+def alike(method: str, bar: Bar | None = None, *, scale: str, **values: object) -> list[Row]:
+    """Copies of one adapter, which must come back, and two checkpoints of one run, at rank 16."""
+    values = {**values, "rank": 16, "scale": scale}
+    copies = tuple(Part((f"{HARD}/{task}",) * COPIES, (task,)) for task in SINGLES)
+    run = tuple(Part((f"{EARLIER}/{task}", f"{WHOLE}/{task}"), (task,)) for task in SINGLES)
+    return [
+        Row("copies", copies, method, values, bar=bar),
+        Row("run", run, method, values),
     ]
 
 
@@ -121,6 +149,9 @@ def single(directory: str) -> tuple[Part, ...]:
 
 JOINT = (Part(("compress/joint8_r32",), SUITES["hard"]),)
 
+# What copies of an adapter that answers .99 and more must still do when they are merged.
+BACK = Bar(0.99)
+
 ROWS: list[Row] = [
     *references(),
     *merges("arithmetic"),
@@ -143,15 +174,18 @@ ROWS: list[Row] = [
     *merges("magnitude", scales=[AUTO], density=0.5, space="dense"),
     *merges("dare", scales=[PAPER], seeds=3, lambda_=0.4, density=0.2, space="dense"),
     *merges("dare", scales=[AUTO], seeds=3, density=0.2, space="dense"),
-    *merges("magnitude", ranks=[16], scales=[AUTO]),
-    *merges("dare", ranks=[16], scales=[AUTO]),
-    *merges("della", ranks=[16], scales=[AUTO]),
-    *merges("breadcrumbs", ranks=[16], scales=[AUTO]),
+    *merges("magnitude"),
+    *merges("dare"),
+    *merges("della"),
+    *merges("breadcrumbs"),
     *merges("ties", ranks=[16], scales=[AUTO], trim_scope="model"),
-    *merges("sce", ranks=[16], scales=[AUTO]),
-    *merges("consensus", ranks=[16], scales=[AUTO]),
-    *merges("karcher", ranks=[16]),
-    *merges("stock", ranks=[16]),
+    *merges("sce"),
+    *merges("consensus"),
+    *merges("karcher"),
+    *merges("stock"),
+    *merges("ema"),
+    *merges("fair"),
+    *merges("robust"),
     *merges(
         "tsv",
         {
@@ -168,7 +202,7 @@ ROWS: list[Row] = [
     *merges("iso"),
     *merges("star"),
     *merges("wudi"),
-    *merges("ctm", ranks=[16]),
+    *merges("ctm"),
     *merges("ctm", ranks=[16], scales=[AUTO], rule="sum", sparsify="none"),
     *merges("ctm", ranks=[16], scales=[AUTO], seeds=3, sparsify="dare", density=0.5),
     *merges("ctm", ranks=[16], scales=[AUTO], seeds=3, sparsify="della", density=0.5),
@@ -210,4 +244,42 @@ ROWS: list[Row] = [
     Row("joint", JOINT, "squeeze", {"rank": 4}, bar=Bar(0.94)),
     Row("joint", JOINT, "squeeze", {"rank": 4, "allocate": "relative"}),
     Row("joint", JOINT, "squeeze", {"rank": 2}),
+    *others("arithmetic", scale=AUTO),
+    *others("arithmetic", scale=AUTO, calibrate="pico"),
+    *others("arithmetic", scale=AUTO, calibrate="svc"),
+    *others("ties", scale=AUTO, space="core"),
+    *others("consensus", scale=AUTO),
+    *others("karcher", scale=AUTO),
+    *others("cluster", scale=AUTO, k=16),
+    *others("ctm", scale=AUTO),
+    *others("star", scale=AUTO),
+    *others("wudi", scale=PAPER),
+    *others("tsv", scale=PAPER),
+    *others("tsv", scale=PAPER, calibrate="svc"),
+    *others("tsv", scale=AUTO, calibrate="pico"),
+    *others("decorrelate", scale=PAPER),
+    *(
+        Row("two", together(HARD, SUITES["hard"], 2), "slerp", {"rank": 16, "scale": scale})
+        for scale in (PAPER, AUTO)
+    ),
+    *(
+        row
+        for method in ("arithmetic", "ties", "cluster", "karcher")
+        for row in alike(method, BACK, scale=AUTO)
+    ),
+    *(
+        row
+        for method in ("tsv", "stock", "ema", "decorrelate")
+        for row in alike(method, BACK, scale=PAPER)
+    ),
+    *alike("arithmetic", BACK, scale=PAPER, calibrate="svc"),
+    *alike("wudi", scale=PAPER),
+    *(
+        Row(
+            "run",
+            tuple(Part((f"{name}/{task}",), (task,)) for task in SINGLES),
+            says=f"{name} alone",
+        )
+        for name in (EARLIER, WHOLE)
+    ),
 ]
