@@ -1,215 +1,15 @@
-"""verify: numbers, hashes, and who loads an adapter right, rule by rule."""
+"""The verify command: numbers, hashes, differences, and what it prints of the programs."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-from safetensors.numpy import load_file, save_file
 
 from loramerge.cli.verify import PROGRAMS, VLLM_MAX_RANK
 from loramerge.consumers import CONSUMERS, DEFAULT_MAX_RANK
-from loramerge.io._open import open_adapter
-from tests.build import write_kohya, write_peft
+from tests.build import write_peft
+from tests.plain import pair, plain
 from tests.typed import typed
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-EVERY = set(CONSUMERS)
-SERVERS = {"vllm", "sglang", "llama.cpp", "ollama"}
-RNG = np.random.default_rng(0)
-
-
-def pair(rank: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        RNG.standard_normal((rank, 6)).astype(np.float32),
-        RNG.standard_normal((4, rank)).astype(np.float32),
-    )
-
-
-def states(path: Path, max_rank: int = DEFAULT_MAX_RANK) -> dict[str, str]:
-    adapter = open_adapter(str(path))
-    return {name: rule(adapter, max_rank).state for name, rule in CONSUMERS.items()}
-
-
-def only(found: dict[str, str], state: str) -> set[str]:
-    return {name for name, one in found.items() if one == state}
-
-
-def plain(path: Path, **config: object) -> Path:
-    modules = {"layers.0.q_proj": pair(), "layers.0.v_proj": pair()}
-    return write_peft(
-        path, modules, **{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **config}
-    )
-
-
-def test_a_plain_adapter_is_right_wherever_pefts_layout_is_read(tmp_path: Path) -> None:
-    found = states(plain(tmp_path / "a"))
-    assert only(found, "right") == EVERY - {"mlx", "diffusers"}
-
-
-def test_what_we_write_is_right_everywhere_pefts_layout_is_read(tmp_path: Path) -> None:
-    config = {"use_rslora": True, "alpha_pattern": {"v_proj": 7}}
-    source = plain(tmp_path / "a", **config)
-    assert typed("cat", source, "-o", tmp_path / "out").code == 0
-    assert only(states(tmp_path / "out"), "right") == EVERY - {"mlx", "diffusers"}
-
-
-# What a config says -> the programs that load it without a word and scale it wrong.
-WRONG = {
-    "alpha_pattern": ({"alpha_pattern": {"v_proj": 8}}, SERVERS),
-    "use_rslora": ({"use_rslora": True}, SERVERS - {"vllm"}),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_scale_that_a_program_ignores_is_wrong_there_and_right_in_peft(
-    case: str, tmp_path: Path
-) -> None:
-    config, wrong = WRONG[case]
-    found = states(plain(tmp_path / "a", **config))
-    assert only(found, "wrong scale") == wrong
-    assert found["peft"] == "right"
-
-
-def test_a_rank_pattern_is_wrong_in_servers_and_right_in_llama_cpp(tmp_path: Path) -> None:
-    path = write_peft(
-        tmp_path / "a",
-        {"q_proj": pair(2), "v_proj": pair(4)},
-        r=2,
-        lora_alpha=2,
-        rank_pattern={"v_proj": 4},
-        target_modules=["q_proj", "v_proj"],
-    )
-    found = states(path)
-    # lora_alpha / 4 is PEFT's scale and llama.cpp's; lora_alpha / r of the config is the others'.
-    assert only(found, "wrong scale") == SERVERS - {"llama.cpp"} | {"peft-hotswap"}
-
-
-def test_a_rank_above_the_servers_is_refused_there_with_the_command_that_mends_it(
-    tmp_path: Path,
-) -> None:
-    path = plain(tmp_path / "a")
-    found = states(path, max_rank=1)
-    assert only(found, "refused") == {"vllm", "sglang", "mlx", "diffusers"}
-    done = typed("verify", path, "--for", "vllm", "--max-rank", "1")
-    assert done.code == 3
-    assert f"loramerge squeeze {path} --rank 1" in done.out
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"use_dora": True}, "DoRA is not supported"),
-        ({"lora_alpha": 2.5}, "lora_alpha is 2.5, no whole number"),
-    ],
-)
-def test_ollama_refuses_what_it_cannot_read(
-    change: dict[str, object], why: str, tmp_path: Path
-) -> None:
-    done = typed("verify", plain(tmp_path / "a", **change), "--for", "ollama")
-    assert done.code == 3
-    assert why in done.out
-
-
-def test_a_head_is_refused_by_servers(tmp_path: Path) -> None:
-    extras = {"base_model.model.score.weight": np.ones((3, 6), np.float32)}
-    path = plain(tmp_path / "a", extras=extras, modules_to_save=["score"])
-    assert only(states(path), "refused") >= SERVERS
-
-
-def test_targets_that_leave_a_module_out_are_seen_where_they_count(tmp_path: Path) -> None:
-    found = states(plain(tmp_path / "a", target_modules=["q_proj"]))
-    assert only(found, "wrong scale") == {"peft", "transformers", "sglang"}
-
-
-def test_targets_that_leave_everything_out_are_refused(tmp_path: Path) -> None:
-    found = states(plain(tmp_path / "a", target_modules=["o_proj"]))
-    assert only(found, "refused") >= {"peft", "transformers", "sglang"}
-
-
-def test_keys_without_pefts_prefix_are_refused_by_peft_alone(tmp_path: Path) -> None:
-    path = plain(tmp_path / "a")
-    file = path / "adapter_model.safetensors"
-    save_file({k.removeprefix("base_model.model."): v for k, v in load_file(file).items()}, file)
-    assert only(states(path), "refused") == {"peft", "peft-hotswap", "mlx", "diffusers"}
-
-
-def test_the_magnitudes_of_dora_arrive_in_peft_alone(tmp_path: Path) -> None:
-    key = "base_model.model.layers.0.{}.lora_magnitude_vector"
-    extras = {key.format(leaf): np.ones(4, np.float32) for leaf in ("q_proj", "v_proj")}
-    found = states(plain(tmp_path / "a", extras=extras, use_dora=True))
-    assert only(found, "right") == {"peft"}
-    assert only(found, "wrong scale") == {"transformers"}
-
-
-@pytest.mark.parametrize("field", ["use_rslora", "alpha_pattern", "lora_dropout"])
-def test_what_a_hotswap_compares_is_refused_where_it_differs(field: str, tmp_path: Path) -> None:
-    value = {"use_rslora": True, "alpha_pattern": {"v_proj": 4}, "lora_dropout": 0.1}[field]
-    done = typed("verify", plain(tmp_path / "a", **{field: value}), "--for", "peft-hotswap")
-    assert f"{field} must be the same" in done.out
-
-
-def kohya(path: Path, **alphas: float | None) -> Path:
-    return write_kohya(path, {f"lora_{name}": (*pair(), x) for name, x in alphas.items()})
-
-
-def test_a_kohya_file_is_right_where_each_part_has_one_alpha(tmp_path: Path) -> None:
-    path = kohya(tmp_path / "a.safetensors", unet_mid_a=1, unet_mid_b=1, te_a=2, te2_a=None)
-    assert only(states(path), "right") == {"diffusers"}
-
-
-@pytest.mark.parametrize("other", [2, None])
-def test_a_kohya_file_is_scaled_wrong_where_a_part_has_several(
-    other: float | None, tmp_path: Path
-) -> None:
-    path = kohya(tmp_path / "a.safetensors", unet_mid_a=1, unet_mid_b=1, unet_mid_c=other)
-    assert only(states(path), "wrong scale") == {"diffusers"}
-    done = typed("verify", path, "--for", "diffusers")
-    assert "1 of 3 modules wrong, lora_unet_mid_c by 0.5 times" in done.out
-
-
-def test_alphas_of_zero_mean_nothing_arrives(tmp_path: Path) -> None:
-    done = typed("verify", kohya(tmp_path / "a.safetensors", unet_mid_a=0), "--for", "diffusers")
-    assert "refused: the most common alpha / rank is 0" in done.out
-
-
-def test_layers_of_flux_each_have_their_scale_and_those_outside_its_blocks_are_not_loaded(
-    tmp_path: Path,
-) -> None:
-    blocks = {"unet_double_blocks_0_img_mlp_0": 1, "unet_single_blocks_0_linear2": 2, "te1_a": 3}
-    assert states(kohya(tmp_path / "a.safetensors", **blocks))["diffusers"] == "right"
-    path = kohya(tmp_path / "b.safetensors", **blocks, unet_img_in=1)
-    done = typed("verify", path, "--for", "diffusers")
-    assert "wrong scale: from a kohya file it loads no lora_unet_img_in" in done.out
-    assert f"loramerge convert {path} --to diffusers" in done.out
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"scale": None}, "its config does not say scale; add it to lora_parameters"),
-        ({"dropout": None}, "its config does not say dropout"),
-        ({"rank": 3}, "its config says rank 3, its tensors are of rank 2"),
-        ({"keys": ["v_proj"]}, "keys of its config leave out layers.0.q_proj"),
-        ({"keys": None}, ""),
-    ],
-)
-def test_mlx_needs_every_word_of_its_config(
-    change: dict[str, object], why: str, tmp_path: Path
-) -> None:
-    A, B = pair()
-    facts = {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["q_proj"], **change}
-    kept = {word: value for word, value in facts.items() if value is not None}
-    config = {"num_layers": 1, "lora_parameters": kept}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    tensors = {"layers.0.q_proj.lora_a": A.T.copy(), "layers.0.q_proj.lora_b": B.T.copy()}
-    save_file(tensors, tmp_path / "adapters.safetensors")
-    done = typed("verify", tmp_path, "--for", "mlx")
-    assert (done.code, why in done.out) == (3 if why else 0, True), done.out
-
-
-def test_mlx_adapters_are_for_mlx() -> None:
-    assert only(states(FIXTURES / "mlx" / "linear"), "right") == {"mlx"}
 
 
 def test_a_changed_tensor_is_found_by_its_hash(tmp_path: Path) -> None:
@@ -248,7 +48,7 @@ def test_against_its_source_a_conversion_is_the_same_and_another_adapter_is_not(
 def test_every_program_is_in_the_json(tmp_path: Path) -> None:
     done = typed("verify", plain(tmp_path / "a"), "--json")
     facts = json.loads(done.out)
-    assert set(facts["consumers"]) == EVERY
+    assert set(facts["consumers"]) == set(CONSUMERS)
     assert facts["modules"] == 2
     assert facts["tensors"] == 4
 

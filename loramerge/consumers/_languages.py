@@ -17,6 +17,16 @@ from loramerge.io._peft_keys import PREFIX
 
 __all__ = ["llama_cpp", "ollama", "peft", "peft_hotswap", "sglang", "transformers", "vllm"]
 
+# What servers want to find in a config.
+REQUIRED = ("r", "lora_alpha", "target_modules")
+# What SGLang stacks into one layer, and what must then be there too.
+STACKED = {
+    "q_proj": ("v_proj",),
+    "k_proj": ("q_proj", "v_proj"),
+    "v_proj": ("q_proj",),
+    "up_proj": ("gate_proj",),
+}
+
 
 def peft(adapter: Adapter, max_rank: int) -> Verdict:
     """rank_pattern, alpha_pattern, rsLoRA and DoRA are honoured; keys need PEFT's prefix."""
@@ -49,7 +59,8 @@ def peft_hotswap(adapter: Adapter, max_rank: int) -> Verdict:
 
 def vllm(adapter: Adapter, max_rank: int) -> Verdict:
     """One alpha / r from the config; patterns are ignored, and target_modules, for the keys."""
-    found = _is_peft(adapter) or _is_plain(adapter) or _fits(adapter, max_rank, "vLLM")
+    found = _is_peft(adapter) or _says(adapter, *REQUIRED) or _is_plain(adapter)
+    found = found or _fits(adapter, max_rank, "vLLM")
     labelled = [key for key in _factor_keys(adapter) if not _plain_key(key)]
     if found is None and labelled:
         return Verdict("refused", f"{labelled[0]} is no key it parses", MAKE_PLAIN)
@@ -58,34 +69,42 @@ def vllm(adapter: Adapter, max_rank: int) -> Verdict:
 
 
 def sglang(adapter: Adapter, max_rank: int) -> Verdict:
-    """Alpha / r from the config, always: rsLoRA and patterns are not read."""
-    found = _is_peft(adapter) or _targeted(adapter) or _is_plain(adapter)
+    """Alpha / r from the config, always, and every rank is r: rsLoRA and patterns are not read."""
+    found = _is_peft(adapter) or _says(adapter, *REQUIRED) or _is_plain(adapter)
+    found = found or _listed(adapter) or _stacked(adapter)
+    if found is None and (odd := [n for n, m in adapter.modules.items() if m.rank != _r(adapter)]):
+        reason = f"the rank of {listed(odd, 2)} is not r of its config, {_r(adapter)}"
+        return Verdict("refused", reason, MAKE_PLAIN)
     return found or _fits(adapter, max_rank, "SGLang") or _one_scale(adapter, root=False)
 
 
 def llama_cpp(adapter: Adapter, max_rank: int) -> Verdict:
     """The converter keeps lora_alpha and divides by each tensor's own rank."""
-    found = _is_peft(adapter) or _is_plain(adapter)
-    if found is not None:
-        return found
-    alpha = adapter.config.get("lora_alpha", 8)
-    return compared(
-        adapter, {n: alpha / m.rank for n, m in adapter.modules.items()}, "alpha / rank"
-    )
+    found = _is_peft(adapter) or _says(adapter, "lora_alpha") or _is_plain(adapter)
+    return found or _alpha_per_rank(adapter)
 
 
 def ollama(adapter: Adapter, max_rank: int) -> Verdict:
-    """lora_alpha must be a whole number; llama and gemma2 alone are known."""
+    """As llama.cpp, which computes; but lora_alpha must be whole, and A wide and B high.
+
+    llama and gemma2 alone are known. For llama it reorders A of q_proj and k_proj by its source,
+    which has not been seen running.
+    """
     found = _is_peft(adapter) or _is_plain(adapter)
     if found is not None:
         return found
-    alpha = adapter.config.get("lora_alpha", 8)
+    alpha = _alpha(adapter)
     if alpha != int(alpha):
         return Verdict("refused", f"lora_alpha is {alpha:g}, no whole number", MAKE_PLAIN)
-    found = _one_scale(adapter, root=False)
+    for name, module in adapter.modules.items():
+        if module.rank > (side := min(module.in_features, module.out_features)):
+            reason = f"{name} has a rank above {side}: it takes its factors for transposed ones"
+            return Verdict("refused", reason, f"loramerge squeeze {{0}} --rank {side}")
+    found = _alpha_per_rank(adapter)
     if found.state != "right":
         return found
-    return Verdict("right", f"{found.reason}; for bases of llama and gemma2, which it knows")
+    known = "for llama and gemma2, which it knows; safest as GGUF by llama.cpp's converter"
+    return Verdict("right", f"{found.reason}; {known}")
 
 
 def _is_peft(adapter: Adapter) -> Verdict | None:
@@ -98,6 +117,13 @@ def _is_peft(adapter: Adapter) -> Verdict | None:
         return None
     reason = "no adapter_config.json beside adapter_model.safetensors"
     return Verdict("refused", reason, MAKE_PLAIN)
+
+
+def _says(adapter: Adapter, *words: str) -> Verdict | None:
+    missing = [word for word in words if word not in adapter.config]
+    if not missing:
+        return None
+    return Verdict("refused", f"its config does not say {listed(missing)}", MAKE_PLAIN)
 
 
 def _prefixed(adapter: Adapter) -> Verdict | None:
@@ -116,6 +142,30 @@ def _targeted(adapter: Adapter) -> Verdict | None:
     named = [n for n, m in adapter.modules.items() if m.kind != "parameter"]
     missed = [name for name in named if not any(tail in targets for tail in tails(name))]
     return left_out(missed, adapter, "target_modules does not name {}: not loaded", MAKE_PLAIN)
+
+
+def _listed(adapter: Adapter) -> Verdict | None:
+    """A verdict where no target has the last word of a module's name, which alone counts."""
+    targets = adapter.config.get("target_modules") or []
+    if targets in ("all", "all-linear"):
+        return None
+    if isinstance(targets, str):
+        return Verdict("refused", "target_modules is a pattern, which it does not read", MAKE_PLAIN)
+    leaves = {target.rpartition(".")[2] for target in targets}
+    if missed := [name for name in adapter.modules if name.rpartition(".")[2] not in leaves]:
+        reason = f"target_modules does not name {listed(missed, 2)}"
+        return Verdict("refused", reason, MAKE_PLAIN)
+    return None
+
+
+def _stacked(adapter: Adapter) -> Verdict | None:
+    """A verdict where a layer is stacked with one that is not there."""
+    for name in adapter.modules:
+        leaf = name.rpartition(".")[2]
+        for other in STACKED.get(leaf, ()):
+            if name.removesuffix(leaf) + other not in adapter.modules:
+                return Verdict("refused", f"it stacks {name} with {other}, which is missing")
+    return None
 
 
 def _is_plain(adapter: Adapter) -> Verdict | None:
@@ -137,7 +187,7 @@ def _is_plain(adapter: Adapter) -> Verdict | None:
 
 
 def _fits(adapter: Adapter, max_rank: int, server: str) -> Verdict | None:
-    rank = max(adapter.max_rank, int(adapter.config.get("r", 0)))
+    rank = max(adapter.max_rank, _r(adapter))
     if rank <= max_rank:
         return None
     return Verdict(
@@ -149,10 +199,23 @@ def _fits(adapter: Adapter, max_rank: int, server: str) -> Verdict | None:
 
 def _one_scale(adapter: Adapter, root: bool) -> Verdict:
     """Whether alpha / r of the config, or alpha / sqrt(r), is every module's scale."""
-    r, alpha = adapter.config.get("r", 8), adapter.config.get("lora_alpha", 8)
-    factor = alpha / (math.sqrt(r) if root else r)
+    factor = _alpha(adapter) / (math.sqrt(_r(adapter)) if root else _r(adapter))
     formula = "alpha / sqrt(r)" if root else "alpha / r"
     return compared(adapter, dict.fromkeys(adapter.modules, factor), f"{formula} of the config")
+
+
+def _alpha_per_rank(adapter: Adapter) -> Verdict:
+    """Whether the one alpha by the rank of its own tensors is every module's scale."""
+    used = {name: _alpha(adapter) / module.rank for name, module in adapter.modules.items()}
+    return compared(adapter, used, "alpha / rank")
+
+
+def _r(adapter: Adapter) -> int:
+    return int(adapter.config.get("r", 8))
+
+
+def _alpha(adapter: Adapter) -> float:
+    return float(adapter.config.get("lora_alpha", 8))
 
 
 def _factor_keys(adapter: Adapter) -> list[str]:

@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.consumers.deviations import LEDGER, table
-from tests.consumers.forms import FORMS, Made, form, sources
 from tests.hub.conftest import adapter, hub
+
+if TYPE_CHECKING:
+    from tests.consumers.forms import Made
 
 __all__ = ["adapter", "hub"]
 
 
 @pytest.fixture(scope="session")
-def forms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Made]:
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, "Made"]:
     """Every form of what we make of the tiny llama's adapters."""
+    from tests.consumers.forms import FORMS, form, sources
+
     directory = tmp_path_factory.mktemp("llama")
     given = sources(directory)
     return {name: form(name, given, directory / f"form{n}") for n, name in enumerate(FORMS)}
