@@ -17,10 +17,11 @@ from loramerge.derive import check_base, stored_turned, updated
 from loramerge.errors import IncompatibleError, OutputError, listed
 from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.io._checkpoint import Checkpoint
+from loramerge.io._hub import fetch
 from loramerge.io._layout import Stored, Written
 from loramerge.io._peft_keys import clean
 from loramerge.io._source import Source, decode, open_source
-from loramerge.io._write import staged, start_file
+from loramerge.io._write import check_free, staged, start_file
 
 __all__ = ["Baked", "bake"]
 
@@ -55,6 +56,8 @@ def bake(
             f"{adapter.reference} is {others[0].name}: {others[0].reason}.", others[0].hint
         )
     check_base(adapter, base)
+    check_free(final, force)
+    fetch([adapter], listen)
     changed = _changed(adapter, base)
     replaced = _replaced(adapter, base, changed)
     with staged(final, force) as directory:

@@ -9,7 +9,7 @@ __all__ = ["Advanced", "Event", "Listener", "Started", "silent"]
 
 
 class Started(Struct, frozen=True):
-    """A stage begins: its name and how many modules it will touch."""
+    """A stage begins: its name and how many modules it will touch, 0 where nobody can know."""
 
     stage: str
     total: int

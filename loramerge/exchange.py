@@ -47,6 +47,7 @@ def pull(
         raise UsageError(
             f"{reference} is no reference to the Hub.", "for example: loramerge pull user/repo"
         )
+    listen(Started("asking the Hub", 0))
     with explained(reference, asked.repository):
         repository = look_up(asked)
         path = weights_among(repository.files, asked, allow_pickle=True)

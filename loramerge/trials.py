@@ -16,6 +16,7 @@ from loramerge.align import Aligned
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import UsageError, listed
 from loramerge.events import Advanced, Listener, Started, silent
+from loramerge.io._hub import fetch
 from loramerge.linalg.factors import compare, term_by_term
 from loramerge.output import terms
 from loramerge.plan import Plan, make_plan
@@ -92,6 +93,7 @@ def sweep(
     Raises IncompatibleError where the adapters do not fit together or hold NaN or Inf.
     """
     plans = [make_plan(recipe, adapters) for recipe in recipes]
+    fetch(adapters, listen)
     settings = plans[0].recipe.settings
     compute = resolve(settings.device, settings.compute_dtype, plans[0].read_bytes)
     work = partial(halving, partial(_tried, plans, compute), compute)

@@ -1,13 +1,14 @@
-"""Work on many modules at once, by a pool of threads, with progress told."""
+"""Work on many modules or files at once, by threads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed
+from threading import Lock, Thread
 from typing import TypeVar
 
 from loramerge.compute import Compute
 from loramerge.events import Advanced, Event, Listener
 
-__all__ = ["counted", "drained", "each"]
+__all__ = ["counted", "drained", "each", "side_by_side"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,6 +30,38 @@ def drained(pending: Sequence[Future[Result]], listen: Listener) -> Iterator[Res
     finally:
         for future in pending:
             future.cancel()
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], threads: int
+) -> list[Result]:
+    """Results, in order, of work that waits for a network: an interrupt does not wait with it.
+
+    The first failure is raised, and nothing more is begun. A single item is done at once.
+    """
+    if len(items) == 1:
+        return [work(items[0])]
+    futures: list[Future[Result]] = [Future() for _ in items]
+    waiting, lock = list(zip(items, futures, strict=True))[::-1], Lock()
+
+    def one_after_another() -> None:
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                item, future = waiting.pop()
+            try:
+                future.set_result(work(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+    for _ in range(min(threads, len(items))):
+        Thread(target=one_after_another, daemon=True).start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        with lock:
+            waiting.clear()
 
 
 def counted(listen: Listener, compute: Compute) -> Listener:

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -24,8 +25,13 @@ from tests.typed import BIN, clean, shell
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def on_a_terminal(words: list[str], cwd: Path, columns: int, **env: str) -> tuple[str, str]:
-    """Run with stderr on a terminal of so many columns; stdout and what the terminal got."""
+def on_a_terminal(
+    words: list[str], cwd: Path, columns: int, until: str = "", **env: str
+) -> tuple[str, str]:
+    """Run with stderr on a terminal of so many columns; stdout and what the terminal got.
+
+    Where it gets the words `until`, it types Ctrl-C.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
@@ -46,6 +52,9 @@ def on_a_terminal(words: list[str], cwd: Path, columns: int, **env: str) -> tupl
         if not part:
             break
         seen += part
+        if until and until.encode() in seen:
+            process.send_signal(signal.SIGINT)
+            until = ""
     out, _ = process.communicate(timeout=60)
     os.close(ours)
     return out, seen.decode().replace("\r\n", "\n")

@@ -33,19 +33,20 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     from loramerge.compute import own_process
     from loramerge.derive import undecomposed
     from loramerge.io._checkpoint import open_checkpoint
+    from loramerge.publish import stem
 
     own_process()
     (source,) = opened(named_adapters([adapter], (), wishes["alpha"], wishes["from_"]))
     model = open_checkpoint(base)
     if rank is not None:
-        _squeeze(undecomposed(source, model), rank, f"{_stem(adapter)}-r{rank}", wishes)
+        _squeeze(undecomposed(source, model), rank, f"{stem(source)}-r{rank}", wishes)
         return
     if wishes["save_dtype"] is not None:
         raise UsageError(
             "bake keeps the dtypes of the base; --save-dtype is for an adapter.",
             "leave it out, or add --rank N",
         )
-    final = Path(wishes["out"] or f"{_stem(adapter)}-baked").expanduser()
+    final = Path(wishes["out"] or f"{stem(source)}-baked").expanduser()
     if final.suffix == ".safetensors":
         raise UsageError("bake writes a model's directory, not one file.", "name a directory")
     with progress(wishes["quiet"]) as listen:

@@ -56,6 +56,7 @@ def convert(
     from loramerge.conversion import Needs, plan_conversion
     from loramerge.converted import convert as converted
     from loramerge.io._checkpoint import open_checkpoint
+    from loramerge.io._hub import fetch
 
     own_process()
     both = [adapter] if initial is None else [adapter, initial]
@@ -70,6 +71,7 @@ def convert(
     )
     plan = plan_conversion(source, to, out, extras=extras, force=force, needs=needs)
     with progress(quiet) as listen:
+        fetch([source, *start], listen)
         done = converted(plan, listen)
     if json:
         ui.echo_json({"output": str(plan.final), **done.as_json()})

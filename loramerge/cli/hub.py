@@ -4,6 +4,7 @@ import click
 
 from loramerge.cli.command import Command
 from loramerge.cli.flags import ADAPTER, CREATE_PR, FORCE, JSON, MESSAGE, OUT, PRIVATE, QUIET, SHOWN
+from loramerge.events import Started
 
 __all__ = ["COMMANDS"]
 
@@ -40,10 +41,13 @@ def push(
     The repository is made where there is none; what is there already is not sent again. Without a
     README.md a card is made of what the files say. The address is printed on stdout.
     """
+    from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
     from loramerge.exchange import push as sent
 
-    found = sent(adapter, repository, private=private, create_pr=create_pr, message=message)
+    with progress(quiet or json) as listen:
+        listen(Started("sending to the Hub", 0))
+        found = sent(adapter, repository, private=private, create_pr=create_pr, message=message)
     if not (found.changed or quiet):
         click.echo("nothing was sent: everything is there already", err=True)
     if json:

@@ -7,6 +7,7 @@ import click
 
 from loramerge.cli.command import PICKLES
 from loramerge.errors import LoramergeError, UsageError
+from loramerge.events import Started
 from loramerge.recipe import Named
 
 if TYPE_CHECKING:
@@ -67,13 +68,31 @@ def _counted(count: int, noun: str) -> str:
 def opened(named: list[Named], *, look: bool = False, shared: str | None = None) -> list["Adapter"]:
     """Every adapter, headers only. Raises with the problems of all that cannot be read.
 
-    To `look` is to download no tensor, even where a layout would need one to say its scale.
-    Pickles are read where the command line allows it; factors that files leave out are `shared`.
+    To `look` is to download no tensor, even where a layout would need one to say its scale; those
+    that do are downloaded side by side. Pickles are read where the command line allows it; factors
+    that files leave out are `shared`.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from loramerge.cli.progress import progress
+    from loramerge.io._hub import fetch
+    from loramerge.io._open import is_unread, on_hub
 
+    context = click.get_current_context()
+    remote = [one for one in named if on_hub(one.reference)]
+    with progress(bool(context.params.get("quiet"))) as listen:
+        if not remote:
+            return _opened(named, look, shared)
+        listen(Started("asking the Hub", 0))
+        found = _opened(named, True, shared)
+        if look or not (unread := [one for one in found if is_unread(one)]):
+            return found
+        fetch(unread, listen)
+        return _opened(named, False, shared)
+
+
+def _opened(named: list[Named], look: bool, shared: str | None) -> list["Adapter"]:
     from loramerge.adapter import Adapter
     from loramerge.io._open import open_adapter
+    from loramerge.workers import side_by_side
 
     allowed = click.get_current_context().meta[PICKLES]
 
@@ -90,8 +109,7 @@ def opened(named: list[Named], *, look: bool = False, shared: str | None = None)
         except LoramergeError as error:
             return error
 
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        outcomes = list(pool.map(one, named))
+    outcomes = side_by_side(one, named, CONNECTIONS)
     found = [outcome for outcome in outcomes if isinstance(outcome, Adapter)]
     problems = [outcome for outcome in outcomes if isinstance(outcome, LoramergeError)]
     if len(problems) > 1:

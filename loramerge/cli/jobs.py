@@ -45,6 +45,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.document import recipe_document
+    from loramerge.io._hub import fetch
     from loramerge.io._write import write_text
     from loramerge.io._yaml import write_yaml
     from loramerge.publish import publish
@@ -75,10 +76,13 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
             raise UsageError(f"{name} --push sends one result.", "leave out --out-dir")
         wishes.push.check()
     shown = ui.Results(batch=wishes.out_dir is not None, as_json=wishes.json, quiet=wishes.quiet)
+    with progress(wishes.quiet) as listen:
+        fetch([adapter for plan, _ in jobs for adapter in plan.adapters], listen)
     for plan, final in jobs:
         with progress(wishes.quiet) as listen:
             report = publish(plan, final, wishes.force, listen)
-        shown.add(report, final, wishes.push.send(report, final) if wishes.push else None)
+        sent = wishes.push.send(report, final, wishes.quiet) if wishes.push else None
+        shown.add(report, final, sent)
     shown.close()
 
 

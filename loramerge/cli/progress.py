@@ -1,6 +1,7 @@
 """A progress bar on stderr: on a terminal only, and only when work takes longer than a second."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,36 +32,57 @@ def progress(quiet: bool) -> Iterator[Listener]:
 
 
 class _Bar:
-    """A rich progress bar that is imported and drawn only when it is needed."""
+    """A rich progress bar that is imported and drawn only when it is needed.
+
+    It is drawn after a second even where nothing is heard, as of a Hub that does not answer; a
+    stage of unknown length only moves.
+    """
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.stage, self.total, self.done = "", 0, 0
         self.drawn: Progress | None = None
         self.task: TaskID | None = None
+        self.lock = threading.RLock()
+        self.timer = threading.Timer(PATIENCE, self._draw)
+        self.timer.daemon = True
+        self.timer.start()
 
     def hear(self, event: Event) -> None:
         """Count, and draw when it has become worth it."""
-        if isinstance(event, Started):
-            self.stage, self.total, self.done = event.stage, event.total, 0
-            if self.drawn is not None:
-                self.task = self.drawn.add_task(self.stage, total=self.total)
-            return
-        self.done += event.count
-        if self.drawn is None and time.monotonic() - self.began > PATIENCE:
-            self._draw()
-        if self.drawn is not None and self.task is not None:
-            self.drawn.update(self.task, completed=min(self.done, self.total))
+        with self.lock:
+            if isinstance(event, Started):
+                self._begin(event)
+                return
+            self.done += event.count
+            if self.drawn is None and time.monotonic() - self.began > PATIENCE:
+                self._draw()
+            if self.drawn is not None and self.task is not None:
+                self.drawn.update(self.task, completed=min(self.done, self.total))
+
+    def _begin(self, event: Started) -> None:
+        if self.drawn is not None and self.task is not None and not self.total:
+            self.drawn.remove_task(self.task)
+        self.stage, self.total, self.done = event.stage, event.total, 0
+        if self.drawn is not None:
+            self.task = self.drawn.add_task(self.stage, total=self.total or None)
 
     def _draw(self) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
-        self.drawn = Progress(console=Console(stderr=True), transient=True)
-        self.task = self.drawn.add_task(self.stage, total=self.total)
-        self.drawn.start()
+        with self.lock:
+            if self.drawn is None and self.stage:
+                self.drawn = Progress(console=Console(stderr=True), transient=True)
+                self.task = self.drawn.add_task(
+                    self.stage, total=self.total or None, completed=min(self.done, self.total)
+                )
+                self.drawn.start()
 
     def stop(self) -> None:
         """Take the bar away."""
-        if self.drawn is not None:
-            self.drawn.stop()
+        self.timer.cancel()
+        with self.lock:
+            self.stage = ""
+            if self.drawn is not None:
+                self.drawn.stop()

@@ -65,7 +65,7 @@ def run(
     push = sending("run", **told)
     document = _document(recipe, assigned)
     workflow = make_workflow(document, recipe)
-    adapters = opened(workflow.sources)
+    adapters = opened(workflow.sources, look=dry_run)
     out = out or workflow.output
     planned, final = _planned(workflow, adapters, out, force)
     if save_recipe and isinstance(document, dict):
@@ -93,7 +93,7 @@ def run(
             report = publish(plan, final, force, listen)
         finally:
             kept.clear()
-    shown.add(report, final, push.send(report, final) if push else None)
+    shown.add(report, final, push.send(report, final, quiet) if push else None)
     shown.close()
 
 
@@ -167,7 +167,7 @@ def reproduce(
     with progress(quiet) as listen:
         allowed = click.get_current_context().meta[PICKLES]
         verdict = reproduce(output, places, out, force, device, listen, allow_pickle=allowed)
-    sent = push.send(verdict.made, Path(out).expanduser()) if push and out else None
+    sent = push.send(verdict.made, Path(out).expanduser(), quiet) if push and out else None
     if json:
         facts = {"ulps": verdict.ulps, "relative": verdict.relative, "same": verdict.same}
         where = {"output": out or output, **({"pushed": sent.url} if sent else {})}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from loramerge.errors import LoramergeError, UsageError
+from loramerge.events import Started
 
 if TYPE_CHECKING:
     from loramerge.io._hub_push import Pushed
@@ -32,11 +33,12 @@ class Sending(Struct, frozen=True):
 
         check_push(self.repository)
 
-    def send(self, made: "Made", final: Path) -> "Pushed":
+    def send(self, made: "Made", final: Path, quiet: bool) -> "Pushed":
         """Push what was written; a single file takes along what belongs beside it.
 
         Where that fails the result is still there, and the error says so.
         """
+        from loramerge.cli.progress import progress
         from loramerge.exchange import push
         from loramerge.publish import companions
         from loramerge.report import Report
@@ -44,14 +46,16 @@ class Sending(Struct, frozen=True):
         beside = companions(made) if final.is_file() and isinstance(made, Report) else None
         method = made.as_json()["recipe"]["method"]
         try:
-            return push(
-                str(final),
-                self.repository,
-                private=self.private,
-                create_pr=self.create_pr,
-                message=self.message or f"{method}, made with loramerge",
-                beside=beside,
-            )
+            with progress(quiet) as listen:
+                listen(Started("sending to the Hub", 0))
+                return push(
+                    str(final),
+                    self.repository,
+                    private=self.private,
+                    create_pr=self.create_pr,
+                    message=self.message or f"{method}, made with loramerge",
+                    beside=beside,
+                )
         except LoramergeError as error:
             hint = f"{error.hint}; " if error.hint else ""
             again = shlex.join(self._words(final))

@@ -6,7 +6,6 @@ of the weights file. That file itself comes into the Hub's cache, whole, when a 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, cast
@@ -26,6 +25,7 @@ from loramerge.io._pickle import open_pickle
 from loramerge.io._reference import HubReference
 from loramerge.io._source import OnDisk, Source, open_source, source_of
 from loramerge.origin import Origin
+from loramerge.workers import side_by_side
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -249,9 +249,9 @@ def fetch(adapters: Iterable[Adapter], listen: Listener) -> None:
     missing = [handle for handle in handles if isinstance(handle, OnHub) and handle.missing]
     if not missing:
         return
+    missing = list(dict.fromkeys(missing))
     listen(Started("downloading", sum(handle.missing for handle in missing)))
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        list(pool.map(lambda handle: handle.fetch(listen), missing))
+    side_by_side(lambda handle: handle.fetch(listen), missing, PARALLEL)
 
 
 def _bar(listen: Listener) -> "type[tqdm[NoReturn]]":

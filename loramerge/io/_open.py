@@ -19,7 +19,7 @@ from loramerge.io._source import Joined, Source, joined
 from loramerge.options import did_you_mean
 from loramerge.registry import layout_names, load
 
-__all__ = ["layout", "layouts", "on_hub", "open_adapter"]
+__all__ = ["is_unread", "layout", "layouts", "on_hub", "open_adapter"]
 
 
 def layouts() -> list[Layout]:
@@ -73,6 +73,8 @@ def open_adapter(
         adapter = _own(adapter, files.source, str(shared))
     if files.source.unread:
         adapter = _unscaled(adapter)
+    elif files.source.unread is not None:  # nothing was missed: a source like any other
+        adapter = replace(adapter, source=replace(files.source, unread=None))
     return replace(adapter, alpha=alpha, named=named, origin=files.origin, licence=files.licence)
 
 
@@ -123,6 +125,11 @@ def on_hub(reference: str) -> HubReference | None:
     except OSError:
         here = True
     return None if here else hub_reference(reference)
+
+
+def is_unread(adapter: Adapter) -> bool:
+    """Whether it was only looked at, and its scales are in tensors that were left unread."""
+    return isinstance(adapter.source, Source) and bool(adapter.source.unread)
 
 
 def _unscaled(adapter: Adapter) -> Adapter:

@@ -7,6 +7,7 @@ would be seen.
 import base64
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -201,11 +202,19 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
 ]
 
 
+class Server(ThreadingHTTPServer):
+    """One that says nothing of clients that were killed."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[None]:
     """A server of this hub, and one of its large files, for as long as the block runs."""
     handler = type("HubHandler", (Handler,), {"hub": hub, "routes": ROUTES})
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+    servers = [Server(("127.0.0.1", 0), handler) for _ in range(2)]
     hub.address, hub.cdn = (f"http://127.0.0.1:{one.server_address[1]}" for one in servers)
     threads = [threading.Thread(target=one.serve_forever, args=(0.02,)) for one in servers]
     for server, thread in zip(servers, threads, strict=True):

@@ -29,7 +29,13 @@ def large(tmp_path: Path, rng: np.random.Generator) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "words", [("inspect", "me/x"), ("squeeze", "me/x", "-r", "2", "--dry-run")]
+    "words",
+    [
+        ("inspect", "me/x"),
+        ("squeeze", "me/x", "-r", "2", "--dry-run"),
+        ("arithmetic", "me/x", "-r", "2", "--dry-run"),
+        ("run", "r.yaml", "--dry-run"),
+    ],
 )
 def test_a_look_takes_three_requests_and_no_tensor(
     words: tuple[str, ...],
@@ -43,6 +49,7 @@ def test_a_look_takes_three_requests_and_no_tensor(
         _hub, "OnHub", lambda r, p, head, size: heads.append(head) or Kept(r, p, head, size)
     )
     hub.create("me/x", large)
+    Path("r.yaml").write_text("method: squeeze\nadapters: me/x\nrank: 2\n")
     done = typed(*words)
     assert done.code == 0, done.err
     assert len([r for r in hub.requests if not r.path.startswith("/cdn/")]) <= 3
@@ -212,6 +219,8 @@ def test_scales_that_are_tensors_stay_unread(
     assert "alphas or gates are stored as tensors" in found["notes"][0]
     assert "scale  unread" in typed("inspect", "me/k").out
     assert typed("squeeze", "me/k", "-r", "2", "--dry-run").code == 0
+    Path("r.yaml").write_text("method: squeeze\nadapters: me/k\nrank: 2\n")
+    assert typed("run", "r.yaml", "--dry-run").code == 0
     assert not list((tmp_path / "cache").glob("**/*.safetensors"))
     assert {m.scaling for m in lm.load("me/k").modules.values()} == {2.0}
 

@@ -1,0 +1,163 @@
+"""Waiting for the Hub: downloads side by side whatever the command, and a sign of life."""
+
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from loramerge.cli import progress as bars
+from loramerge.events import Advanced, Event, Listener, Started
+from tests.build import write_kohya, write_peft
+from tests.conftest import factors
+from tests.hub.conftest import files
+from tests.hub.store import Hub
+from tests.test_terminal import on_a_terminal
+from tests.typed import BIN, clean, typed
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """What a terminal would be told by a command."""
+    events: list[Event] = []
+
+    @contextmanager
+    def listening(quiet: bool) -> Iterator[Listener]:
+        yield events.append
+
+    monkeypatch.setattr(bars, "progress", listening)
+    return events
+
+
+@pytest.fixture
+def both(hub: Hub, tmp_path: Path, here: Path, rng: np.random.Generator) -> int:
+    """The adapters me/a and me/b on the Hub, what they are for here; the bytes of both."""
+    sizes = []
+    for name in "ab":
+        found = files(write_peft(tmp_path / name, factors(rng, 4)))
+        hub.create(f"me/{name}", found)
+        sizes.append(len(found["adapter_model.safetensors"]))
+    shapes = {name: (B.shape[0], A.shape[1]) for name, (A, B) in factors(rng, 4).items()}
+    weights = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    Path("base").mkdir()
+    save_file(weights, "base/model.safetensors")
+    Path("r.yaml").write_text("method: cat\nadapters: [me/a, me/b]\n")
+    return sum(sizes)
+
+
+def downloaded(events: list[Event]) -> tuple[int, int]:
+    """Bytes that were announced in one go, and that came."""
+    (place,) = (
+        n for n, e in enumerate(events) if isinstance(e, Started) and e.stage == "downloading"
+    )
+    come = 0
+    for event in events[place + 1 :]:
+        if not isinstance(event, Advanced):
+            break
+        come += event.count
+    started = events[place]
+    assert isinstance(started, Started)
+    return started.total, come
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("cat me/a me/b", 0),
+        ("run r.yaml", 0),
+        ("squeeze me/a me/b -r 2 --out-dir small", 0),
+        ("cluster me/a me/b --sweep-k 2,3", 0),
+        ("compare me/a me/b --methods arithmetic,ties", 0),
+        ("diff me/a me/b", 0),
+        ("verify me/a --against me/b", 3),
+        ("convert me/a --initial me/b --to peft", 0),
+    ],
+)
+def test_two_adapters_are_downloaded_at_once_by_every_command(
+    line: str, code: int, both: int, heard: list[Event]
+) -> None:
+    done = typed(*line.split())
+    assert done.code == code, done.err
+    assert downloaded(heard) == (both, both)
+    assert heard[0] == Started("asking the Hub", 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pull me/a",
+        "bake me/a --base base",
+        "bake me/a@main --base base -r 2",
+        "convert me/a --to mlx",
+        "split me/a --every 2",
+        "select me/a --ranks 0-1",
+        "verify me/a",
+    ],
+)
+def test_one_adapter_is_downloaded_with_its_progress_told(
+    line: str, hub: Hub, both: int, heard: list[Event]
+) -> None:
+    done = typed(*line.split())
+    assert done.code == 0, done.err
+    total, come = downloaded(heard)
+    assert total == come == len(hub.repositories["me/a"].head.files["adapter_model.safetensors"])
+    assert "@" not in done.out  # nothing is called after a revision
+
+
+def test_sources_are_downloaded_at_once_to_make_a_result_again(
+    both: int, heard: list[Event], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert typed("cat", "me/a", "me/b", "-o", "out").code == 0
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "another"))
+    heard.clear()
+    assert typed("reproduce", "out").code == 0
+    assert downloaded(heard) == (both, both)
+
+
+def test_files_whose_scales_are_tensors_are_downloaded_at_once_to_be_opened(
+    hub: Hub, tmp_path: Path, here: Path, heard: list[Event], rng: np.random.Generator
+) -> None:
+    pair = factors(rng, 4)["layers.0.q_proj"]
+    sizes = []
+    for name in "xy":
+        file = write_kohya(tmp_path / f"{name}.safetensors", {"lora_unet_a": (*pair, 8.0)})
+        hub.create(f"me/{name}", {file.name: file.read_bytes()})
+        sizes.append(file.stat().st_size)
+    assert typed("cat", "me/x", "me/y").code == 0
+    assert downloaded(heard) == (sum(sizes), sum(sizes))
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """The address of a Hub that takes calls and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("line", ["inspect me/x", "pull me/x", "cat me/x me/y"])
+def test_a_hub_that_does_not_answer_is_waited_for_in_sight(
+    line: str, mute: str, tmp_path: Path
+) -> None:
+    env = {"HF_ENDPOINT": mute, "HF_HOME": str(tmp_path / "home")}
+    out, seen = on_a_terminal(line.split(), tmp_path, 80, until="asking the Hub", **env)
+    assert out == ""
+    assert seen.rstrip().endswith("stopped")
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_in_silence_where_nobody_looks(
+    mute: str, tmp_path: Path
+) -> None:
+    env = {"HF_ENDPOINT": mute, "HF_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(
+        [BIN / "loramerge", "inspect", "me/x"], env=clean(env), stderr=subprocess.PIPE, text=True
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=bars.PATIENCE + 2)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "\nstopped\n"
+    assert process.returncode == 130
