@@ -81,6 +81,7 @@ READERS = {
     "compare": ["a"],
     "diff": ["a", "a"],
     "inspect": ["a"],
+    "similar": ["a", "a"],
     "split": ["a", "--every", "1"],
     "verify": ["a"],
 }

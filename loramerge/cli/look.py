@@ -8,6 +8,7 @@ from loramerge.cli.command import Command
 from loramerge.cli.diff import DIFF
 from loramerge.cli.flags import JSON
 from loramerge.cli.inspect import INSPECT
+from loramerge.cli.similar import SIMILAR
 from loramerge.cli.terminal import Row, print_rows
 
 __all__ = ["COMMANDS"]
@@ -123,6 +124,7 @@ def _command(callback: Any) -> Command:
 COMMANDS: dict[str, click.Command] = {
     "inspect": INSPECT,
     "diff": DIFF,
+    "similar": SIMILAR,
     "methods": _command(methods),
     "layouts": _command(layouts),
     "env": _command(env),
