@@ -22,6 +22,7 @@ __all__ = [
     "accelerator",
     "encode",
     "finite",
+    "flaw",
     "out_of_memory",
     "own_process",
     "resolve",
@@ -157,6 +158,11 @@ def finite(update: LowRank) -> bool:
         if np.isfinite(update.A.sum() + update.B.sum()):
             return True
     return bool(np.isfinite(update.A).all() and np.isfinite(update.B).all())
+
+
+def flaw(update: LowRank) -> str:
+    """What an update that is not finite holds."""
+    return "NaN" if bool(np.isnan(update.A).any() or np.isnan(update.B).any()) else "Inf"
 
 
 def save_dtype(wanted: str, found: set[str]) -> str:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from loramerge._lazy import np
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Array, LowRank, Module
-from loramerge.compute import encode, finite, resolve
+from loramerge.compute import encode, finite, flaw, resolve
 from loramerge.conversion import SINGLE, Conversion
 from loramerge.engine import file_sha256
 from loramerge.errors import IncompatibleError, listed
@@ -124,7 +124,7 @@ def _fill(plan: Conversion, written: Written, path: Path) -> Converted:
         update = _factors(plan.adapter, module)
         if not finite(update):
             raise IncompatibleError(
-                f"{plan.original.reference}: {module.name} holds NaN or Inf.",
+                f"{plan.original.reference}: {module.name} holds {flaw(update)}.",
                 "the training diverged, or the file is damaged; use an earlier checkpoint",
             )
         A, B = filling.put(module.name, "A", update.A), filling.put(module.name, "B", update.B)

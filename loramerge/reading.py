@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, LowRank, Module, Updates
 from loramerge.align import Aligned
-from loramerge.compute import Compute, finite
+from loramerge.compute import Compute, finite, flaw
 from loramerge.errors import IncompatibleError
 from loramerge.plan import Plan
 from loramerge.siblings import siblings
@@ -89,7 +89,7 @@ def _finite(adapter: Adapter, name: str) -> LowRank:
     update = adapter.read(name)
     if not finite(update):
         raise IncompatibleError(
-            f"{adapter.reference}: {name} holds NaN or Inf.",
+            f"{adapter.reference}: {name} holds {flaw(update)}.",
             "the training diverged, or the file is damaged; use an earlier checkpoint",
         )
     return update

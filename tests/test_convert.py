@@ -75,6 +75,28 @@ def test_there_and_back_is_the_same_adapter(path: Path, to: str, tmp_path: Path)
     assert names & set(before.modules)
 
 
+# An alpha for each module is written as none: servers ignore PEFT's alpha_pattern.
+OWN = [
+    path
+    for _, path in CASES
+    if open_adapter(str(path)).layout in WRITTEN and path.name != "patterns"
+]
+
+
+@pytest.mark.parametrize("path", OWN, ids=[f"{p.parent.name}-{p.stem}" for p in OWN])
+def test_in_its_own_layout_every_bit_of_a_b_and_scale_stays(path: Path, tmp_path: Path) -> None:
+    before = open_adapter(str(path))
+    done, after = converted(before, before.layout, tmp_path / "again")
+    assert (done.plan.folded, done.rounded) == ((), ())
+    assert set(after.modules) == set(before.modules)
+    for name, old in before.modules.items():
+        new = after.modules[name]
+        assert (new.scaling, new.dtype, new.kind) == (old.scaling, old.dtype, old.kind)
+        one, two = old.form(before.source, old), new.form(after.source, new)
+        np.testing.assert_array_equal(one.A, two.A)
+        np.testing.assert_array_equal(one.B, two.B)
+
+
 def test_most_pairs_of_layouts_convert(tmp_path: Path) -> None:
     done = 0
     for place, (path, to) in enumerate(there_and_back()):

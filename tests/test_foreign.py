@@ -69,3 +69,18 @@ def test_two_known_layouts_in_one_file_are_told_apart(tmp_path: Path) -> None:
     ]
     with pytest.raises(AdapterError, match=r"looks like peft, but .* lora_unet_a\.lora_down"):
         open_adapter(saved(keys, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("layout", "keys"),
+    {
+        "torchtune": ["layers.0.attn.v_proj.lora_a.weight", "layers.0.attn.v_proj.lora_b.weight"],
+        "bfl": ["double_blocks.0.img_attn.norm.query_norm.scale", "img_in.lora_A.weight"],
+    }.items(),
+)
+def test_keys_beside_those_that_mark_a_layout_are_named(
+    layout: str, keys: list[str], tmp_path: Path
+) -> None:
+    sentence = rf"looks like {layout}, but these keys are not explained: optimizer\.state"
+    with pytest.raises(AdapterError, match=sentence):
+        open_adapter(saved([*keys, "optimizer.state"], tmp_path))

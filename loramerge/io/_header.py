@@ -29,6 +29,8 @@ MAX_TENSORS = 200_000
 MAX_NAME = 1024
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**31
+# What describes a tensor.
+ENTRY = ("dtype", "shape", "data_offsets")
 
 AGAIN = "download it again"
 REWRITE = "write the file again with the safetensors library"
@@ -87,7 +89,11 @@ def header_length(path: Path, start: bytes, size: int) -> int:
         raise AdapterError(
             f"{path} has a header of {length:,} bytes; the limit is {MAX_HEADER:,}.", REWRITE
         )
-    raise AdapterError(f"{path} is not a safetensors file.", "name a .safetensors file")
+    begins = start[:16].decode("ascii", "replace")
+    what = f"has {size} bytes" if size < 8 else f"begins with '{shown(begins)}'"
+    if size >= 8 and 0 < length <= size - 8:
+        what = f"has a header that begins with '{shown(start[8:9].decode('ascii', 'replace'))}'"
+    raise AdapterError(f"{path} is not a safetensors file: it {what}.", "name a .safetensors file")
 
 
 def parse(path: Path, text: bytes, data: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -98,7 +104,8 @@ def parse(path: Path, text: bytes, data: int) -> tuple[dict[str, TensorInfo], di
     header = _json(path, text)
     metadata = _metadata(path, header.pop("__metadata__", None))
     if not header:
-        raise AdapterError(f"{path} holds no tensors.", "save the adapter again")
+        but = ", but metadata" if metadata else ""
+        raise AdapterError(f"{path} holds no tensors{but}.", "save the adapter again")
     if len(header) > MAX_TENSORS:
         raise AdapterError(
             f"{path} names {len(header):,} tensors; the limit is {MAX_TENSORS:,}.",
@@ -133,9 +140,15 @@ def _json(path: Path, text: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        reasons = {
+            UnicodeDecodeError: "UTF-8",
+            RecursionError: "JSON of a depth one can read",
+        }
         raise AdapterError(
-            f"{path} is no readable safetensors file: its header is not JSON.", AGAIN
+            f"{path} is no readable safetensors file: its header is not "
+            f"{reasons.get(type(error), 'JSON')}.",
+            AGAIN,
         ) from None
     if twice:
         raise AdapterError(f"{path} names these keys twice: {listed(twice)}.", REWRITE)
@@ -144,31 +157,31 @@ def _json(path: Path, text: bytes) -> dict[str, Any]:
 
 def _metadata(path: Path, found: Any) -> dict[str, str]:
     metadata = {} if found is None else found
-    try:
-        # Half a surrogate pair is text that can be neither printed nor written.
-        "".join(metadata.values()).encode()
-    except (AttributeError, TypeError, ValueError):
-        raise AdapterError(f"{path} has metadata that is not text.", REWRITE) from None
-    return dict(metadata)
+    if not isinstance(metadata, dict):
+        raise AdapterError(f"{path} has metadata that is no object.", REWRITE)
+    for key, text in metadata.items():
+        if not isinstance(text, str):
+            raise AdapterError(f"{path} has metadata that is not text: {shown(key)}.", REWRITE)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise AdapterError(
+                f"{path} has metadata with half a character, which cannot be printed or written: "
+                f"{shown(key)}.",
+                REWRITE,
+            ) from None
+    return metadata
 
 
 def _entry(path: Path, key: str, value: Any) -> TensorInfo:
     if not key or len(key) > MAX_NAME or not key.isprintable():
         raise AdapterError(f"{path} has an unusable tensor name: '{shown(key)}'.", REWRITE)
-    try:
-        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        sound = (
-            isinstance(dtype, str)
-            and all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-            and all(size < MAX_SIZE for size in shape)
-            and len(shape) <= MAX_DIMENSIONS
-        )
-    except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound:
+    if (problem := _problem(value)) is not None:
         raise AdapterError(
-            f"{path} describes tensor '{shown(key)}' in a way that makes no sense.", REWRITE
+            f"{path} describes tensor '{shown(key)}' in a way that makes no sense: {problem}.",
+            REWRITE,
         )
+    dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if dtype not in DTYPE_BYTES:
         raise AdapterError(
             f"{path} stores '{shown(key)}' as {shown(dtype)}, a dtype loramerge does not know.",
@@ -181,11 +194,33 @@ def _entry(path: Path, key: str, value: Any) -> TensorInfo:
     return TensorInfo(dtype, shape, start, stop)
 
 
+def _problem(entry: Any) -> str | None:
+    """What is wrong with the description of a tensor, before its numbers are compared."""
+    if not isinstance(entry, dict):
+        return "it is no object"
+    if missing := [name for name in ENTRY if name not in entry]:
+        return f"it has no {' and no '.join(missing)}"
+    if not isinstance(entry["dtype"], str):
+        return "its dtype is no text"
+    for name in ENTRY[1:]:
+        numbers = entry[name]
+        if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+            return f"its {name} is no list of whole numbers"
+        if any(number < 0 for number in numbers):
+            return f"its {name} has a number below zero"
+    if len(entry["shape"]) > MAX_DIMENSIONS:
+        return f"it has {len(entry['shape'])} dimensions"
+    if any(size >= MAX_SIZE for size in entry["shape"]):
+        return f"it has a dimension of {max(entry['shape']):,}"
+    return None if len(entry["data_offsets"]) == 2 else "its data_offsets are not two"
+
+
 def _check_extents(path: Path, tensors: Mapping[str, TensorInfo], data: int) -> None:
     end = 0
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.stop)):
         if info.start != end:
-            raise AdapterError(f"{path} is damaged: its tensors overlap or leave holes.", AGAIN)
+            how = "overlap" if info.start < end else "leave holes between them"
+            raise AdapterError(f"{path} is damaged: its tensors {how}.", AGAIN)
         end = info.stop
     if end > data:
         raise AdapterError(

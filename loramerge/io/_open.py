@@ -155,7 +155,7 @@ def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) ->
     keys = samples(source.tensors)
     for found in layouts():
         if any(found.marks(key) for key in keys):
-            return found
+            return _explained(found, source, reference)
     if config is not None and config.get("peft_type", "LORA") != "LORA":
         return layout("peft")  # which refuses it by its type
     if foreign := recognise(keys):
@@ -168,16 +168,22 @@ def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) ->
         for found in layouts()
         if not found.marked
     }
-    name = min(unexplained, key=lambda name: unexplained[name])
-    left = [key for key in source.tensors if not layout(name).explains(key)]
+    closest = layout(min(unexplained, key=lambda name: unexplained[name]))
+    return _explained(closest, source, reference)
+
+
+def _explained(found: Layout, source: Source, reference: str) -> Layout:
+    """The layout, which must explain every key. Raises AdapterError naming those it does not."""
+    left = [key for key in source.tensors if not found.explains(key)]
     if not left:
-        return layout(name)
+        return found
     if len(left) == len(source.tensors):
         raise AdapterError(
             f"{reference} is no LoRA in a layout loramerge knows; it holds {listed(left, 3)}.",
             "see: loramerge layouts",
         )
     raise AdapterError(
-        f"{reference} looks like {name}, but these keys are not explained: {listed(left, 4)}.",
+        f"{reference} looks like {found.name}, but these keys are not explained: "
+        f"{listed(left, 4)}.",
         "remove them from the file, or name the file they belong to",
     )

@@ -23,12 +23,12 @@ GRAMMAR = Grammar(
 
 
 def explains(key: str) -> bool:
-    """The keys of a gated pair."""
-    return GRAMMAR.parse(key) is not None
+    """Any key: a checkpoint holds what was trained beside the gated pairs under its own name."""
+    return True
 
 
 def marks(key: str) -> bool:
-    """A gate: what no other layout has. Other keys of its file were trained beside the LoRA."""
+    """A gate: what no other layout has."""
     return key.endswith(".lora.gate")
 
 
@@ -60,7 +60,7 @@ def read(given: Given) -> Adapter:
         extras=tuple(
             Extra(key, "saved module", info)
             for key, info in source.tensors.items()
-            if not explains(key)
+            if GRAMMAR.parse(key) is None
         ),
         metadata=source.metadata,
         assumed=tuple(notes),
