@@ -163,7 +163,7 @@ def test_numbers_that_are_none_leave_nothing_behind(tmp_path: Path) -> None:
     A, B = pair(2)
     path = write_peft(tmp_path / "a", {"x.q": (A * np.nan, B)})
     plan = plan_conversion(open_adapter(str(path)), "mlx", str(tmp_path / "b"))
-    with pytest.raises(IncompatibleError, match="NaN or Inf"):
+    with pytest.raises(IncompatibleError, match="holds NaN"):
         convert(plan)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 

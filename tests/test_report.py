@@ -223,7 +223,7 @@ def test_nan_and_inf_are_refused_by_adapter_and_module(
     factors["layers.1.proj"][letter][2, 3] = value
     bad = write_peft(tmp_path / "bad", factors)
     good = [] if method == "squeeze" else [write_peft(tmp_path / "good", pairs(rng, 4))]
-    with pytest.raises(IncompatibleError, match=r"bad: layers\.1\.proj holds NaN or Inf"):
+    with pytest.raises(IncompatibleError, match=r"bad: layers\.1\.proj holds (NaN|Inf)"):
         lm.run(method, [*good, bad], **values)
 
 
