@@ -1,5 +1,6 @@
 """RobustMerge: large entries of the factors, with the small directions scaled up."""
 
+import math
 from typing import Annotated
 
 from msgspec import Meta
@@ -8,11 +9,14 @@ from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._gauges import in_gauge
 from loramerge.linalg.factors import pad
 from loramerge.linalg.kernels import double, like, namespace
+from loramerge.linalg.select import largest
 from loramerge.options import Options, Share
 from loramerge.registry import merger
 
 # Scales of rows below this quantile of the adapter's are raised to it (the paper's att_ratio .2).
 QUANTILE = 0.8
+# Rows and columns of a factor that are looked at for where its threshold may lie.
+SAMPLE = 512
 
 
 class RobustOptions(Options, frozen=True):
@@ -74,12 +78,16 @@ def robust(updates: Updates, options: RobustOptions) -> LowRank:
 
 
 def _largest(X: Array, density: float) -> Array:
-    """The largest entries of each matrix; the others are zero."""
+    """The largest entries of each matrix, of equal ones the first; the others are zero."""
     xp = namespace(X)
     *batch, rows, columns = X.shape
+    sizes = abs(X)
+    part = sizes[..., :: math.ceil(rows / SAMPLE), :: math.ceil(columns / SAMPLE)]
+    sample = xp.reshape(part, (*batch, part.shape[-2] * part.shape[-1]))
     kept = max(round(density * rows * columns), 1)
-    falling = xp.flip(xp.sort(xp.reshape(abs(X), (*batch, rows * columns)), axis=-1), axis=-1)
-    found: Array = X * like(abs(X) >= falling[..., kept - 1, None, None], X)
+    count = xp.full(tuple(batch), kept, dtype=xp.int64, device=X.device)
+    cut = largest(lambda tile: sizes[..., tile, :], [slice(0, rows)], count, sample)
+    found: Array = X * like(cut.chosen(sizes, 0), X)
     return found
 
 
