@@ -38,10 +38,12 @@ def ema(updates: Updates, options: EmaOptions) -> LowRank:
     latest. The result is an exact weighted sum, of rank sum_t r_t before it is cut: checkpoints of
     one run have much in common, so that a cut to their rank loses little.
 
-    Where it differs. The papers' average M_t = decay M_(t-1) + (1 - decay) dW_t starts at the first
-    checkpoint, which so keeps decay^(T - 1): half of everything, for 4 checkpoints at .8. Ours
-    starts at nothing and is divided by what is missing to 1, as Adam's moments are, so that decay 1
-    is the plain mean. Averaging factors A and B, as trainers do, adds cross terms; we average dW.
+    Where it differs. The paper's EMA is M_t = alpha dW_t + (1 - alpha) M_(t-1), --decay being its
+    1 - alpha. A recursion that starts at the first checkpoint leaves it the share decay^(T - 1):
+    half of everything, for 4 checkpoints at .8. Ours starts at nothing and is divided by what is
+    missing to 1, as Adam's moments are, so that decay 1 is the plain mean. In the paper that plain
+    mean did best in the end, as late checkpoints lie close together. Averaging factors A and B, as
+    trainers do, adds cross terms; we average dW.
     """
     falling = [options.decay ** (updates.count - 1 - place) for place in range(updates.count)]
     pairs = zip(updates.positions, updates.weights, strict=True)

@@ -33,7 +33,7 @@ class RobustOptions(Options, frozen=True):
     options=RobustOptions,
     example="loramerge robust a b --density 0.3",
     scale="auto",
-    cost="iterative",
+    cost="one-shot",
 )
 def robust(updates: Updates, options: RobustOptions) -> LowRank:
     """Prune both factors, scale each row for what it lost, merge A and B apart (RobustMerge).
