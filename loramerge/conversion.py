@@ -20,7 +20,7 @@ from loramerge.io._open import layout, layouts
 from loramerge.plan import assumed, check_variants, written_as
 from loramerge.publish import free_place, stem
 from loramerge.rebase import rebased, recomputed
-from loramerge.record import KEY, Canonical, Record, source
+from loramerge.record import Canonical, Record, source, unsaid
 from loramerge.recover import read_pruned, recovered
 
 __all__ = ["SINGLE", "Conversion", "Needs", "plan_conversion", "recorded_needs"]
@@ -28,8 +28,6 @@ __all__ = ["SINGLE", "Conversion", "Needs", "plan_conversion", "recorded_needs"]
 SINGLE = ".safetensors"
 OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
 TAKE_OUT = "choose another layout, or take modules out first: loramerge select --exclude GLOB"
-# Metadata that says nothing of an adapter.
-FORMAL = frozenset(("format", KEY))
 
 
 class Needs(Struct, frozen=True):
@@ -262,9 +260,7 @@ def _lost(adapter: Adapter, target: Layout, draft: Draft) -> list[str]:
     if len(draft.extras) < len(adapter.extras):
         dropped = [f"{extra.key}: {extra.role}" for extra in adapter.extras]
         notes.append(f"dropped: {listed(dropped)}")
-    stated = target.write(draft).metadata
-    if gone := sorted(set(adapter.metadata) - set(stated) - FORMAL):
-        notes.append(f"facts of the header that are not carried: {listed(gone, 4)}")
+    notes += unsaid([adapter], target.write(draft).metadata)
     if adapter.config.get("fan_in_fan_out") and target.name != "peft":
         notes.append(f"{target.name} has no place for fan_in_fan_out true")
     return notes

@@ -18,7 +18,7 @@ from loramerge.io._write import file_size
 from loramerge.limits import highest_ranks, resolved
 from loramerge.options import Options
 from loramerge.recipe import Recipe
-from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source
+from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source, unsaid
 
 __all__ = ["Plan", "assumed", "check_variants", "make_plan", "written_as"]
 
@@ -172,7 +172,9 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         notes=tuple(notes),
     )
     step = settings.round_to or 1
-    smallest = plan.file_size({name: min(step, rank) for name, rank in ranks.items()})
+    least = plan.written({name: min(step, rank) for name, rank in ranks.items()})
+    plan = replace(plan, notes=(*notes, *unsaid(adapters, least.metadata)))
+    smallest = file_size(least)
     if recipe.criterion and recipe.criterion.size and smallest > recipe.criterion.size:
         raise UsageError(
             f"--size {settings.size} is below the {smallest:,} bytes of rank {step} per module.",

@@ -7,17 +7,30 @@ along, so that the last file of a chain tells the whole of it.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from loramerge.adapter import Adapter, TensorInfo, source_name
+from loramerge.errors import listed
 
-__all__ = ["KEY", "UNKNOWN", "Canonical", "Record", "Source", "made", "source", "tensors_sha256"]
+__all__ = [
+    "KEY",
+    "UNKNOWN",
+    "Canonical",
+    "Record",
+    "Source",
+    "made",
+    "source",
+    "tensors_sha256",
+    "unsaid",
+]
 
 # The key in the safetensors metadata.
 KEY = "loramerge"
+# Metadata that says nothing of an adapter, or is carried in the record.
+FORMAL = frozenset(("format", KEY))
 # Stands for a hash that is not known yet.
 UNKNOWN = "0" * 64
 # Longer records of sources are not carried: a chain of a hundred steps stays far below.
@@ -80,6 +93,13 @@ def source(adapter: Adapter, sha256: str = UNKNOWN) -> Source:
         made=made(adapter)[0],
         derived=adapter.derived,
     )
+
+
+def unsaid(adapters: Sequence[Adapter], written: Collection[str]) -> list[str]:
+    """A note on what headers say and the header that is `written` does not repeat."""
+    stated = {key for adapter in adapters for key in adapter.metadata}
+    gone = sorted(stated.difference(written, FORMAL))
+    return [f"facts of the header that are not carried: {listed(gone, 4)}"] if gone else []
 
 
 def tensors_sha256(tensors: Mapping[str, TensorInfo], digests: Mapping[str, str]) -> str:

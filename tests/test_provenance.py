@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 import loramerge as lm
 from tests.build import write_kohya, write_peft
@@ -217,31 +217,6 @@ def test_a_source_record_that_is_not_carried_along_is_named(
     assert report.as_json()["sources"][0]["made"] is None
     assert [note for note in report.notes if note.startswith("a: its record of how it was made")]
     assert said in " ".join(report.notes)
-
-
-@pytest.mark.parametrize("size", [4, 3000], ids=["small", "above 1 MiB"])
-def test_the_hashes_of_a_kohya_result_are_those_kohya_would_give_it(
-    tmp_path: Path, rng: np.random.Generator, size: int
-) -> None:
-    modules = {
-        f"lora_unet_{letter}": (rng.standard_normal((9, size)), rng.standard_normal((40, 9)), 4)
-        for letter in "abcdefgh"
-    }
-    stale = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "12345678", "ss_v2": "False"}
-    write_kohya(tmp_path / "a.safetensors", modules, metadata=stale)
-    result, _ = lm.squeeze(tmp_path / "a.safetensors", rank=8)
-    file = result.save(tmp_path / "out.safetensors")
-    found = header(file)
-    assert found["ss_v2"] == "False"
-    assert (found["sshs_model_hash"], found["sshs_legacy_hash"]) == kohya_hashes(file)
-
-
-def kohya_hashes(file: Path) -> tuple[str, str]:
-    """As networks/lora.py and train_util.py of sd-scripts compute them before they save."""
-    training = {key: text for key, text in header(file).items() if key.startswith("ss_")}
-    content = save(load_file(file), training)
-    start = 8 + int.from_bytes(content[:8], "little")
-    return sha256(content[start:]), sha256(content[0x100000:0x110000])[:8]
 
 
 def test_nothing_of_ours_stands_in_the_adapter_config(three: list[Path], tmp_path: Path) -> None:

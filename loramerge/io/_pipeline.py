@@ -45,26 +45,35 @@ DORA = Variant(
     "its magnitudes act on the sum of base weight and update, which needs the base model",
     "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
 )
-# Metadata that stays true of a result where all sources agree on it. The rest describes one
-# training run, or holds hashes and paths that would be stale or private.
-KEPT = (
-    "modelspec.architecture",
-    "modelspec.implementation",
-    "modelspec.prediction_type",
-    "modelspec.resolution",
-    "modelspec.sai_model_spec",
-    "ss_base_model_version",
-    "ss_v2",
+# The families of metadata that trainers write: of the training, and of the model (modelspec).
+FAMILIES = ("ss_", "modelspec.")
+# What they say of the file alone that the result is not.
+STALE = (
+    "modelspec.date",
+    "modelspec.hash_sha256",
+    "modelspec.thumbnail",
+    "ss_network_alpha",
+    "ss_network_args",
+    "ss_network_dim",
+    "ss_network_module",
+    "ss_output_name",
+)
+# A directory of somebody's machine, or a token of the Hub.
+PRIVATE = re.compile(
+    r"""(?:^|[\s"'`=:,;(\[{<>|])(?:~?/[^\s/]|\.{1,2}[/\\]|~\\|[A-Za-z]:[/\\]|\\\\)|file:/|hf_\w{16}"""
 )
 
 
 def agreed(draft: Draft) -> dict[str, str]:
-    """What the headers of all sources say of the base model and how it is used."""
+    """What the headers of all sources say of training and model, unless it is stale or private."""
     first, *others = (source.metadata for source in draft.sources)
     return {
-        key: first[key]
-        for key in KEPT
-        if key in first and all(other.get(key) == first[key] for other in others)
+        key: text
+        for key, text in first.items()
+        if key.startswith(FAMILIES)
+        and key not in STALE
+        and not PRIVATE.search(f"{key} {text}")
+        and all(other.get(key) == text for other in others)
     }
 
 
