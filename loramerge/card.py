@@ -12,7 +12,7 @@ from loramerge.adapter import Adapter, public_base, source_name
 from loramerge.recipe import Recipe, options_of
 from loramerge.report import ModuleReport, Report
 
-__all__ = ["PLACE", "card", "plain_card"]
+__all__ = ["PLACE", "card", "command_of", "plain_card"]
 
 WORST = 5
 HUB = "https://huggingface.co"
@@ -37,7 +37,7 @@ def card(report: Report) -> str:
         f"# A LoRA adapter made with loramerge {method.name}",
         f"{method.summary} {_link(method.paper)}",
         _sources(report),
-        f"```sh\n{_command(plan.recipe, plan.adapters)}\n```",
+        f"```sh\n{command_of(plan.recipe, plan.adapters)}\n```",
         *([] if any(adapter.derived for adapter in plan.adapters) else [AGAIN]),
         _summary(report),
         _errors(report),
@@ -115,7 +115,7 @@ def _source(adapter: Adapter) -> str:
     return f"{name}, {_escaped(adapter.licence)}" if adapter.licence else name
 
 
-def _command(recipe: Recipe, adapters: Sequence[Adapter]) -> str:
+def command_of(recipe: Recipe, adapters: Sequence[Adapter]) -> str:
     """The command that makes this result again, with what is not a default."""
     typed = adapters[0].derived or (recipe.method.name, *map(_typed, adapters))
     words = ["loramerge", *typed]

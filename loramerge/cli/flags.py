@@ -26,6 +26,7 @@ __all__ = [
     "PRIVATE",
     "PUSH",
     "QUIET",
+    "REPORT",
     "SAVE_DTYPE",
     "SAVE_RECIPE",
     "SENDING",
@@ -151,6 +152,14 @@ SAVE_RECIPE = Flag(
     type=click.Path(),
     metavar="FILE",
     help="Write this command line as a recipe for `loramerge run`.",
+)
+REPORT = Flag(
+    "report",
+    "--report",
+    group=OUTPUT,
+    type=click.Path(),
+    metavar="FILE.html",
+    help="Write the report as one page of HTML too, with a picture of the errors.",
 )
 FORCE = Flag("force", "-f", "--force", group=OUTPUT, is_flag=True, help="Replace existing outputs.")
 DRY_RUN = Flag(

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTERS, INPUTS, SHOWN
-from loramerge.cli.terminal import Row, bars, print_rows, print_table
+from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SHOWN
+from loramerge.cli.spectrum import plot, plot_place, spectrum_of, table
+from loramerge.cli.terminal import Row, print_rows, print_table
 
 if TYPE_CHECKING:
     from loramerge.adapter import Adapter
-    from loramerge.events import Listener
 
 __all__ = ["INSPECT"]
-
-# The share of energy that a module's rank is told for, and how many singular values are drawn.
-MOST, WIDEST = 0.99, 64
 
 # A scale that is stored beside the weights of an adapter on the Hub.
 UNREAD = "unread"
@@ -28,8 +25,10 @@ def inspect(
     adapters: tuple[str, ...],
     modules: bool,
     spectrum: bool,
+    plot_file: str | None,
     alpha: tuple[float, ...],
     from_: tuple[str, ...],
+    force: bool,
     json: bool,
     quiet: bool,
 ) -> None:
@@ -44,12 +43,16 @@ def inspect(
     from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
 
+    place = plot_place(plot_file, len(adapters), force)
+    spectrum = spectrum or place is not None
     found = opened(named_adapters(adapters, (), alpha, from_), look=not spectrum)
     cards = [_card(one, modules) for one in found]
     if spectrum:
         with progress(quiet or json) as listen:
             for one, facts in zip(found, cards, strict=True):
-                facts["spectrum"] = _spectrum(one, listen)
+                facts["spectrum"] = spectrum_of(one, listen)
+    if place is not None:
+        plot(place, cards[0]["spectrum"]["modules"], force)
     if json:
         echo_json(cards[0] if len(cards) == 1 else {"adapters": cards})
         return
@@ -58,43 +61,7 @@ def inspect(
             click.echo()
         print_rows(_card_rows(facts), err=False)
         if spectrum:
-            print_table(*_spectrum_table(facts["spectrum"]["modules"]), words=2)
-
-
-def _spectrum(adapter: "Adapter", listen: "Listener") -> dict[str, Any]:
-    """What each rank keeps of the whole, and the singular values of each module."""
-    from loramerge.compute import own_process
-    from loramerge.io._hub import fetch
-    from loramerge.spectra import needed, spectra, stable_rank
-
-    own_process()
-    fetch([adapter], listen)
-    found = spectra(adapter, listen)
-    return {
-        "energy": {str(rank): found.energy(rank) for rank in found.ranks()},
-        "modules": {
-            name: {
-                "singular_values": list(values),
-                "stable_rank": stable_rank(values),
-                "rank_99": needed(values, MOST),
-            }
-            for name, values in found.modules.items()
-        },
-    }
-
-
-def _spectrum_table(modules: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The columns' names, and a row for each module."""
-    rows = [
-        [
-            name,
-            bars(one["singular_values"][:WIDEST]),
-            f"{one['stable_rank']:.2f}",
-            str(one["rank_99"]),
-        ]
-        for name, one in modules.items()
-    ]
-    return ["module", "singular values", "stable rank", "99 %"], rows
+            print_table(*table(facts["spectrum"]["modules"]), words=2)
 
 
 def _card(adapter: "Adapter", modules: bool = False) -> dict[str, Any]:
@@ -183,12 +150,21 @@ INSPECT = Command(
         ADAPTERS,
         Flag("modules", "--modules", is_flag=True, help="List every module."),
         Flag(
+            "plot_file",
+            "--plot-file",
+            type=click.Path(),
+            metavar="FILE.svg",
+            help="Draw the spectra into this file: a curve for each module, beside its largest "
+            "singular value.",
+        ),
+        Flag(
             "spectrum",
             "--spectrum",
             is_flag=True,
             help="Read the weights, and show singular values and what each rank would keep.",
         ),
         *INPUTS,
+        FORCE,
         *SHOWN,
     ],
     help=inspect.__doc__,

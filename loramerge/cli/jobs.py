@@ -12,6 +12,7 @@ from msgspec.structs import asdict
 
 from loramerge.cli.command import those_set
 from loramerge.cli.inputs import named_adapters, opened
+from loramerge.cli.reporting import page_place, write_page
 from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.sweep import show_sweep
 from loramerge.errors import UsageError, listed
@@ -35,6 +36,7 @@ class Wishes(Struct, frozen=True):
     quiet: bool
     sweep: str | None
     save_recipe: str | None
+    report: str | None
     push: Sending | None
 
 
@@ -65,6 +67,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         show_sweep(name, method, inputs, values, asdict(wishes))
         return
     jobs = _planned(name, _split(name, method, inputs, wishes, typed), values, wishes)
+    place = page_place(name, wishes.report, wishes.out_dir, wishes.force)
     if wishes.save_recipe is not None:
         document = recipe_document(name, inputs, values, wishes.out)
         write_text(Path(wishes.save_recipe).expanduser(), write_yaml(document), wishes.force)
@@ -82,6 +85,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         with progress(wishes.quiet) as listen:
             report = publish(plan, final, wishes.force, listen)
         sent = wishes.push.send(report, final, wishes.quiet) if wishes.push else None
+        write_page(place, report, wishes.force)
         shown.add(report, final, sent)
     shown.close()
 

@@ -11,6 +11,7 @@ from loramerge.cli.flags import (
     INPUTS,
     OUT,
     OUT_DIR,
+    REPORT,
     SAVE_RECIPE,
     SENDING,
     SHOWN,
@@ -68,4 +69,4 @@ ALONE = (
     "Without ADAPTER: the adapter of this directory, where there is exactly one. "
     "Several ADAPTERs: one result each, in --out-dir."
 )
-_RESULT = (*SENDING, SAVE_RECIPE, FORCE, DRY_RUN, *SHOWN)
+_RESULT = (*SENDING, SAVE_RECIPE, REPORT, FORCE, DRY_RUN, *SHOWN)

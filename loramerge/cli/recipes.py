@@ -14,10 +14,12 @@ from loramerge.cli.flags import (
     DRY_RUN,
     FORCE,
     OUT,
+    REPORT,
     SAVE_RECIPE,
     SENDING,
     SHOWN,
 )
+from loramerge.cli.reporting import page_place, write_page
 from loramerge.cli.sending import sending
 from loramerge.errors import UsageError
 
@@ -35,6 +37,7 @@ def run(
     assigned: tuple[str, ...],
     out: str | None,
     save_recipe: str | None,
+    report: str | None,
     force: bool,
     dry_run: bool,
     json: bool,
@@ -68,6 +71,7 @@ def run(
     adapters = opened(workflow.sources, look=dry_run)
     out = out or workflow.output
     planned, final = _planned(workflow, adapters, out, force)
+    place = page_place("run", report, None, force)
     if save_recipe and isinstance(document, dict):
         write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
     if dry_run:
@@ -90,10 +94,12 @@ def run(
             *_, plan = plans(workflow, adapters, made)
             # Ranks that were bounds are known now, and may be part of a default name.
             final = destination(plan, out, force)
-            report = publish(plan, final, force, listen)
+            done = publish(plan, final, force, listen)
         finally:
             kept.clear()
-    shown.add(report, final, push.send(report, final, quiet) if push else None)
+    sent = push.send(done, final, quiet) if push else None
+    write_page(place, done, force)
+    shown.add(done, final, sent)
     shown.close()
 
 
@@ -208,6 +214,7 @@ COMMANDS: dict[str, Command] = {
             OUT,
             *SENDING,
             SAVE_RECIPE,
+            REPORT,
             FORCE,
             DRY_RUN,
             *SHOWN,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["show_sweep", "sweep_flag"]
 
 # What says where a result goes; a sweep has none.
-ABOUT_RESULTS = ("push", "out", "out_dir", "force", "dry_run", "save_recipe")
+ABOUT_RESULTS = ("push", "out", "out_dir", "force", "dry_run", "save_recipe", "report")
 
 
 def sweep_flag(method: Method) -> list[Flag]:

@@ -131,10 +131,17 @@ def staged(final: Path, force: bool) -> Iterator[Path]:
                     parent.rmdir()  # keeps one that holds something: the result
 
 
-def write_text(path: Path, text: str, force: bool) -> None:
-    """Write a text file, whole or not at all. Raises OutputError where one is there already."""
+def check_text(path: Path, force: bool) -> None:
+    """Raise OutputError where a text file is there already, or no directory for it."""
     if path.exists() and not force:
         raise OutputError(f"{path} exists.", "use --force to replace it, or choose another name")
+    if path.is_dir() or not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written.", "choose a file in a directory that exists")
+
+
+def write_text(path: Path, text: str, force: bool) -> None:
+    """Write a text file, whole or not at all. Raises OutputError where one is there already."""
+    check_text(path, force)
     with _reported(path):
         temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
         try:
