@@ -66,7 +66,8 @@ def test_star_cuts_by_nuclear_norm_and_restores_it(rng: np.random.Generator) -> 
 @pytest.mark.parametrize("ridge", [0.1, 1e-3])
 def test_wudi_solves_its_normal_equations(rng: np.random.Generator, ridge: float) -> None:
     given = updates(rng, weights=WEIGHTS)
-    found = delta(wudi(given, WudiOptions(ridge=ridge)))
+    result = wudi(given, WudiOptions(ridge=ridge))
+    found = delta(result)
     for item in range(2):
         deltas = weighted(given, item)
         grams = [dW.T @ dW / np.linalg.norm(dW) ** 2 for dW in deltas]
@@ -74,6 +75,9 @@ def test_wudi_solves_its_normal_equations(rng: np.random.Generator, ridge: float
         H += ridge * np.linalg.eigvalsh(H)[-1] * np.eye(len(H))
         crossed = np.sum([dW @ G for dW, G in zip(deltas, grams, strict=True)], axis=0)
         assert apart(found[item], np.linalg.solve(H, crossed.T).T) < 1e-9
+        inputs = np.linalg.svd(np.concatenate(deltas))[2][:13]  # the rows of all, of rank 4 + 6 + 3
+        condition = float(result.condition[item])
+        assert condition == pytest.approx(np.linalg.cond(inputs @ H @ inputs.T), rel=1e-6)
 
 
 def subspace(deltas: list[Matrix], rank: int, beta: float, rounds: int) -> tuple[Matrix, Matrix]:

@@ -43,7 +43,8 @@ def wudi(updates: Updates, options: WudiOptions) -> Spectrum:
 
     Where it differs. The paper starts Adam at the sum and stops it after 300 steps, which holds it
     back as a ridge does; this is the minimum itself. lambda is --ridge times the largest eigenvalue
-    of sum_t G_t. Without a ridge the result is undefined where adapters share their A.
+    of sum_t G_t, which keeps the condition in the report below 1 + 1 / --ridge. Without a ridge the
+    result is undefined where adapters share their A.
 
     What to expect. Eight adapters in one of rank 16 score .62 exact match, beside .60 for tsv; on
     the validation split .57 beside .51 where ranks are mixed, and .58 beside .62 where all adapters
@@ -61,4 +62,5 @@ def wudi(updates: Updates, options: WudiOptions) -> Spectrum:
     values, E = xp.linalg.eigh(sum(grams[1:], start=grams[0]))
     damped = xp.clip(values, min=0.0) + options.ridge * values[..., -1:]
     inverse: Array = 1 / xp.where(damped > 0, damped, xp.ones_like(damped))
-    return space.lifted(sum(crossed[1:], start=crossed[0]) @ (E * inverse[..., None, :]) @ E.mT)
+    solved = sum(crossed[1:], start=crossed[0]) @ (E * inverse[..., None, :]) @ E.mT
+    return space.lifted(solved, damped[..., -1] * inverse[..., 0])
