@@ -31,6 +31,7 @@ __all__ = [
     "TensorSource",
     "Updates",
     "Variant",
+    "is_local",
     "paired",
     "public_base",
     "source_name",
@@ -267,5 +268,9 @@ def source_name(adapter: Adapter) -> str:
 def public_base(adapter: Adapter) -> str | None:
     """The base model where it names one on the Hub; local paths are nobody's business."""
     base = adapter.base_model
-    local = base is None or base.startswith(("/", ".", "~")) or base.count("/") > 1 or "\\" in base
-    return None if local else base
+    return None if base is None or is_local(base) else base
+
+
+def is_local(name: str) -> bool:
+    """Whether what is to name a model can only be a path."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name

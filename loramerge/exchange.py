@@ -1,16 +1,17 @@
 """Adapters to and from the Hub as they are: a directory of files, nothing computed."""
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loramerge.adapter import public_base
+from loramerge.adapter import is_local
 from loramerge.card import PLACE, plain_card
 from loramerge.errors import AdapterError, UsageError
 from loramerge.events import Listener, Started, silent
 from loramerge.io._disk import find_on_disk
-from loramerge.io._files import CARD, CONFIG, PICKLES, SUFFIX, WEIGHTS
+from loramerge.io._files import CARD, CONFIG, PICKLES, SUFFIX, WEIGHTS, parsed
 from loramerge.io._hub import look_up
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
@@ -25,6 +26,16 @@ from loramerge.result import Result
 __all__ = ["pull", "push"]
 
 PROVENANCE = "loramerge.json"
+# Fields of a config, PEFT's or MLX's, that may name a directory of this machine: of no use
+# elsewhere, and nobody's business.
+PLACES = (
+    "base_model_name_or_path",
+    "model",
+    "data",
+    "adapter_path",
+    "resume_adapter_file",
+    "config",
+)
 # What travels with the weights: all that says what they are, and on which terms.
 WITH = (CONFIG, CARD, PROVENANCE, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
@@ -107,13 +118,15 @@ def push(
     files: dict[str, Path | bytes] = {name: weights, **(beside or {})}
     if directory.is_dir():
         files |= {name: directory / name for name in WITH if (directory / name).is_file()}
-    if CONFIG in files and public_base(opened) is None and opened.base_model is not None:
-        # A directory of this machine is of no use elsewhere, and nobody's business.
-        config = {**opened.config, "base_model_name_or_path": None}
-        files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
-    found = files.get(CARD, plain_card(opened).encode())
-    text = found if isinstance(found, bytes) else found.read_bytes()
-    files[CARD] = text.replace(PLACE.encode(), repository.encode())
+    places: list[str] = []
+    if CONFIG in files:
+        config = parsed(CONFIG, _content(files[CONFIG]))
+        places = [str(config[key]) for key in PLACES if is_local(str(config.get(key) or ""))]
+        told = {key: None if str(value) in places else value for key, value in config.items()}
+        if places:
+            files[CONFIG] = (json.dumps(told, indent=2) + "\n").encode()
+    card = _content(files[CARD]) if CARD in files else plain_card(opened).encode()
+    files[CARD] = _published(card.decode(errors="replace"), repository, places).encode()
     return upload(
         repository,
         files,
@@ -121,3 +134,17 @@ def push(
         create_pr=create_pr,
         message=message or "Upload a LoRA adapter with loramerge",
     )
+
+
+def _content(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
+
+
+def _published(card: str, repository: str, places: Sequence[str]) -> str:
+    """A card that names the repository to load from, and no directories of this machine."""
+    front, rule, text = card.partition("\n---\n") if card.startswith("---\n") else ("", "", card)
+    for place in places:
+        # A line of the front matter says nothing without it; in a text its last part does.
+        front = "\n".join(line for line in front.split("\n") if place not in line)
+        text = text.replace(place, re.split(r"[/\\]", place)[-1])
+    return (front + rule + text).replace(PLACE, repository)

@@ -241,21 +241,3 @@ def test_what_cannot_be_pushed_is_known_before_anything_is_computed(
     assert said in done.lines[0]
     assert [path.name for path in Path().iterdir()] == ["a"]
     assert hub.repositories == {}
-
-
-def test_no_token_no_path_and_no_user_name_leaks(
-    hub: Hub, tmp_path: Path, here: Path, rng: np.random.Generator
-) -> None:
-    """Everything printed, written and sent, of a run that used a token and a secret directory."""
-    secret = tmp_path / "secret-4711"
-    local = write_peft(secret / "b", factors(rng, 4), base_model_name_or_path=f"{secret}/base")
-    hub.create("me/a", files(local), private=True).readers.add("me")
-    done = pushed("cat", "me/a", str(local), "-o", "out", "--push", "me/ab", "--json")
-    facts = json.loads(done.out)
-    sent = list(hub.repositories["me/ab"].head.files.values())
-    # Here, the config goes on naming the base model's directory, for whoever loads it here.
-    written = [path.read_bytes() for path in Path("out").iterdir() if path.suffix != ".json"]
-    written.append(Path("out/loramerge.json").read_bytes())
-    for content in [*sent, *written, json.dumps(facts).encode(), done.err.encode()]:
-        for word in (TOKEN, "secret-4711", str(tmp_path)):
-            assert word.encode() not in content
