@@ -33,6 +33,7 @@ __all__ = [
     "Variant",
     "is_local",
     "paired",
+    "pinned_name",
     "public_base",
     "source_name",
 ]
@@ -199,7 +200,7 @@ class Adapter(Struct, frozen=True):
     `naming` is the vocabulary its module names are from: two adapters of one model agree in names
     only where they agree in naming. `alpha` is what the user said where the file does not, `named`
     the layout where the user named it; `derived` what was typed, without directories, for one that
-    follows from a second model.
+    follows from a second model. `tokenizer` are the files of one that lie beside it, by name.
     """
 
     reference: str
@@ -219,6 +220,7 @@ class Adapter(Struct, frozen=True):
     origin: Origin | None = None
     licence: str | None = None
     derived: tuple[str, ...] = ()
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
     def read(self, name: str, wide: bool = False) -> LowRank:
         """The update of one module, convolutions and embeddings in two dimensions.
@@ -263,6 +265,11 @@ def source_name(adapter: Adapter) -> str:
         return adapter.origin.name
     path = Path(adapter.reference).expanduser()
     return path.resolve().name if path.name in ("", "..") else path.name
+
+
+def pinned_name(adapter: Adapter) -> str:
+    """What to type for a source, wherever one is: on the Hub, the very commit."""
+    return adapter.origin.pinned if adapter.origin else source_name(adapter)
 
 
 def public_base(adapter: Adapter) -> str | None:

@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from loramerge.adapter import Adapter, public_base, source_name
+from loramerge.adapter import Adapter, pinned_name, public_base, source_name
 from loramerge.recipe import Recipe, options_of
 from loramerge.report import ModuleReport, Report
 
-__all__ = ["PLACE", "card", "command_of", "plain_card"]
+__all__ = ["PLACE", "card", "command_of", "converted_card", "plain_card"]
 
 WORST = 5
 HUB = "https://huggingface.co"
@@ -46,6 +46,21 @@ def card(report: Report) -> str:
         parts.append("\n".join(f"- {_escaped(note)}" for note in notes))
     if plan.layout.name == "peft":
         parts.append(LOAD)
+    return "\n\n".join(parts) + "\n"
+
+
+def converted_card(
+    adapter: Adapter, layout: str, typed: Sequence[str], sha256: str, said: Sequence[str]
+) -> str:
+    """README.md of an adapter in another layout: from what, how, and what is `said` of it."""
+    parts = [
+        _front_matter([adapter], layout, ["lora", "loramerge"]),
+        f"# A LoRA adapter, converted to {layout} with loramerge",
+        f"The same updates as {_source(adapter)}, sha256 `{sha256}`, in the {layout} layout.",
+        f"```sh\n{_line(shlex.join(typed))}\n```",
+        "\n".join(f"- {_escaped(line)}" for line in said),
+        *([LOAD] if layout == "peft" else []),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,11 +100,6 @@ def _unagreed(adapters: Sequence[Adapter]) -> list[str]:
     return [f"no licence is stated: those of the sources are {', '.join(sorted(stated))}"]
 
 
-def _typed(adapter: Adapter) -> str:
-    """What to type for a source: on the Hub, the very commit."""
-    return adapter.origin.pinned if adapter.origin else source_name(adapter)
-
-
 def _link(paper: str) -> str:
     number = paper.removeprefix("arXiv:")
     return f"([{paper}](https://arxiv.org/abs/{number}))" if number != paper else f"({paper})"
@@ -117,7 +127,7 @@ def _source(adapter: Adapter) -> str:
 
 def command_of(recipe: Recipe, adapters: Sequence[Adapter]) -> str:
     """The command that makes this result again, with what is not a default."""
-    typed = adapters[0].derived or (recipe.method.name, *map(_typed, adapters))
+    typed = adapters[0].derived or (recipe.method.name, *map(pinned_name, adapters))
     words = ["loramerge", *typed]
     weights = [named.weight for named in recipe.adapters]
     if set(weights) != {1.0}:

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from loramerge._version import __version__
-from loramerge.adapter import Adapter, Module, paired, source_name
+from loramerge.adapter import Adapter, Module, paired, pinned_name, source_name
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
 from loramerge.io._names import Heads, Projections, in_form, renamed
-from loramerge.io._open import layout, layouts
-from loramerge.plan import assumed, check_variants, written_as
+from loramerge.io._open import layout, layouts, written_as
+from loramerge.plan import assumed, check_variants
 from loramerge.publish import free_place, stem
 from loramerge.rebase import rebased, recomputed
 from loramerge.record import Canonical, Record, source, unsaid
@@ -106,6 +106,18 @@ class Conversion(Struct, frozen=True):
     force: bool
     notes: tuple[str, ...]
     needs: Needs = NO_NEEDS
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> list[str]:
+        """The command that makes the result again."""
+        words = list(self.original.derived or ("convert", pinned_name(self.original)))
+        words += [] if "--to" in words else ["--to", self.layout.name]
+        words += ["--alpha", f"{self.original.alpha:.17g}"] if self.original.alpha else []
+        words += ["--projections", self.needs.projections] if self.needs.projections else []
+        words += ["--heads", ",".join(map(str, self.needs.heads))] if self.needs.heads else []
+        dropped = len(self.draft.extras) < len(self.original.extras)
+        return ["loramerge", *words, *(["--extras", "drop"] if dropped else [])]
 
     @property
     def carried(self) -> set[str]:
@@ -167,6 +179,7 @@ def plan_conversion(
             "--extras drop leaves them out",
         )
     kept = adapter.extras if fits and extras == "error" else ()
+    files = adapter.tokenizer if extras == "error" else {}
     draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
     with _advised(TAKE_OUT):
         notes = [*assumed(adapter), *_lost(adapter, target, draft)]
@@ -187,7 +200,7 @@ def plan_conversion(
             f"{len(adapter.modules)} modules are {len(there.modules)} in {to}: fused there, or here"
         )
     return Conversion(
-        adapter, there, target, draft, tuple(folded), final, force, tuple(notes), needs
+        adapter, there, target, draft, tuple(folded), final, force, tuple(notes), needs, files
     )
 
 

@@ -17,19 +17,21 @@ from msgspec.structs import replace
 from loramerge._lazy import np
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Array, LowRank, Module
+from loramerge.card import converted_card
 from loramerge.compute import encode, finite, flaw, resolve
 from loramerge.conversion import SINGLE, Conversion
 from loramerge.engine import file_sha256
 from loramerge.errors import IncompatibleError, listed
 from loramerge.events import Listener, silent
 from loramerge.filling import Filling
+from loramerge.io._files import CARD
 from loramerge.io._hub import fetch
 from loramerge.io._layout import ROUNDING, Written
 from loramerge.io._open import open_adapter
 from loramerge.io._source import decode
 from loramerge.io._write import staged
 from loramerge.linalg.factors import pad
-from loramerge.publish import PROVENANCE
+from loramerge.publish import PROVENANCE, copy_tokenizer
 from loramerge.record import KEY, UNKNOWN
 
 __all__ = ["Converted", "convert"]
@@ -111,8 +113,15 @@ def convert(plan: Conversion, listen: Listener = silent) -> Converted:
                 (directory / name).write_bytes(content)
             text = json.dumps(done.as_json(), indent=1, sort_keys=True, ensure_ascii=False)
             (directory / PROVENANCE).write_text(text + "\n", "utf-8", errors="replace")
+            (directory / CARD).write_text(_card(done), "utf-8", errors="replace")
+            copy_tokenizer(plan.tokenizer, directory)
         _check(plan, str(path))
     return done
+
+
+def _card(done: Converted) -> str:
+    plan, said = done.plan, [done.coverage, *done.notes]
+    return converted_card(plan.original, plan.layout.name, plan.typed, done.source_sha256, said)
 
 
 def _fill(plan: Conversion, written: Written, path: Path) -> Converted:

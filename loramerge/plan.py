@@ -1,29 +1,28 @@
 """From a recipe and the headers of its adapters to what will be done; no tensor is read."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Module, public_base, source_name
 from loramerge.align import Aligned, Alignment, align, reach, weighed
+from loramerge.beside import KEPT, check_extras, tokenizer
 from loramerge.compute import save_dtype
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._layout import Draft, Layout, Written
 from loramerge.io._names import alike
-from loramerge.io._open import layout
+from loramerge.io._open import layout, written_as
 from loramerge.io._write import file_size
 from loramerge.limits import highest_ranks, resolved
 from loramerge.options import Options
 from loramerge.recipe import Recipe
 from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source, unsaid
 
-__all__ = ["Plan", "assumed", "check_variants", "make_plan", "written_as"]
-
-# What --extras may say where a merge keeps the tensors beside the LoRA.
-KEPT = ("first", "mean")
+__all__ = ["Plan", "assumed", "check_variants", "make_plan"]
 
 
 class Plan(Struct, frozen=True):
@@ -31,7 +30,7 @@ class Plan(Struct, frozen=True):
 
     `ranks` are the kept ranks by module, where they follow from the headers; they are upper bounds
     where `recipe.criterion` chooses them from singular values. `notes` are what a user must
-    know: dropped, assumed, padded.
+    know: dropped, assumed, padded. `tokenizer` are files that go with the result.
     """
 
     recipe: Recipe
@@ -44,6 +43,7 @@ class Plan(Struct, frozen=True):
     uniform: bool
     sources: tuple[Source, ...]
     notes: tuple[str, ...]
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def surveyed(self) -> bool:
@@ -133,7 +133,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     """
     notes = [f"{source_name(adapter)}: {note}" for adapter in adapters for note in assumed(adapter)]
     check_variants(adapters)
-    notes += _check_extras(recipe, adapters)
+    notes += check_extras(recipe, adapters)
     notes += _check_bases(recipe, adapters)
     settings = recipe.settings
     target, more = _layout(recipe, adapters)
@@ -142,6 +142,9 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     aligned = align(adapters, recipe.merge.missing, settings.include, settings.exclude)
     alignment = weighed(aligned, recipe.weights, adapters)
     notes += _left_out(alignment)
+    names = [module.name for module in alignment.modules]
+    files, more = tokenizer(recipe.merge.extras, adapters, names)
+    notes += more
     notes += _module_weights(recipe, aligned)
     options = resolved(recipe, alignment)
     ranks, more = highest_ranks(recipe, options, alignment)
@@ -170,6 +173,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         uniform=uniform,
         sources=tuple(source(adapter) for adapter in adapters),
         notes=tuple(notes),
+        tokenizer=files,
     )
     step = settings.round_to or 1
     least = plan.written({name: min(step, rank) for name, rank in ranks.items()})
@@ -195,55 +199,6 @@ def check_variants(adapters: Sequence[Adapter]) -> None:
     if found:
         reasons = "; ".join(f"{a.reference} is {v.name}: {v.reason}" for a, v in found)
         raise IncompatibleError(f"{reasons}.", found[0][1].hint)
-
-
-def _check_extras(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
-    holders = [adapter for adapter in adapters if adapter.extras]
-    if not holders:
-        return []
-    what = "; ".join(
-        f"{a.reference} holds {len(a.extras)} tensors beside its LoRA "
-        f"({listed([f'{extra.key}: {extra.role}' for extra in a.extras], 3)})"
-        for a in holders
-    )
-    if recipe.settings.to not in ("same", written_as(adapters[0])):
-        raise IncompatibleError(
-            f"{what}, which {recipe.settings.to} cannot hold.", "leave out --to"
-        )
-    if len(adapters) == 1:
-        return [f"carried unchanged: {listed([extra.key for extra in adapters[0].extras])}"]
-    if recipe.merge.extras == "error":
-        raise IncompatibleError(
-            f"{what}; a sum of updates has no place for them.",
-            "--extras first keeps the first adapter's, mean their mean; drop leaves them out",
-        )
-    if recipe.merge.extras == "mean":
-        return _averaged(adapters)
-    taken = adapters[0].extras if recipe.merge.extras in KEPT else ()
-    dropped = [
-        f"{source_name(a)}: {extra.key}"
-        for position, a in enumerate(adapters)
-        for extra in a.extras
-        if position or not taken
-    ]
-    source = source_name(adapters[0])
-    notes = [f"carried from {source}: {listed([e.key for e in taken])}"] if taken else []
-    return notes + ([f"dropped: {listed(dropped)}"] if dropped else [])
-
-
-def _averaged(adapters: Sequence[Adapter]) -> list[str]:
-    """A note on extras whose mean is taken. Raises where they are not the same in every adapter."""
-    shapes = [{extra.key: extra.info.shape for extra in a.extras} for a in adapters]
-    keys = list(dict.fromkeys(key for one in shapes for key in one))
-    unlike = [key for key in keys if len({one.get(key) for one in shapes}) > 1]
-    rows = [e.key for a in adapters for e in a.extras if e.role == "token rows"]
-    if unlike or rows:
-        raise IncompatibleError(
-            f"--extras mean needs the same tensors in every adapter; these differ, or belong to "
-            f"other tokens or labels: {listed(list(dict.fromkeys(unlike + rows)), 4)}.",
-            "use --extras first or --extras drop",
-        )
-    return [f"the mean of all adapters: {listed(keys)}"]
 
 
 def _check_bases(recipe: Recipe, adapters: Sequence[Adapter]) -> list[str]:
@@ -283,11 +238,6 @@ def _module_weights(recipe: Recipe, aligned: Alignment) -> list[str]:
         f"--module-weight '{one.text}' weighs {reach(one, aligned)} of {total} modules"
         for one in recipe.weights.modules
     ]
-
-
-def written_as(adapter: Adapter) -> str:
-    """The layout in which results of an adapter are written."""
-    return layout(adapter.layout).writes or adapter.layout
 
 
 def _layout(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[Layout, list[str]]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loramerge.adapter import Adapter, source_name
@@ -125,6 +126,7 @@ def compute_into(
     if not single:
         for companion, content in companions(report).items():
             (directory / companion).write_bytes(content)
+        copy_tokenizer(plan.tokenizer, directory)
     return report
 
 
@@ -136,6 +138,12 @@ def _check_sources(report: Report) -> None:
                 f"{adapter.reference}: the downloaded file is not the one on the Hub.",
                 "remove it from the Hub's cache (hf cache rm) and type it again",
             )
+
+
+def copy_tokenizer(files: Mapping[str, Path], directory: Path) -> None:
+    """Put the files of a tokenizer beside the weights, as they are."""
+    for name, path in files.items():
+        shutil.copyfile(path, directory / name)
 
 
 def companions(report: Report) -> dict[str, bytes]:

@@ -113,3 +113,23 @@ def test_the_card_says_how_to_check_it(three: list[Path], tmp_path: Path) -> Non
     )
     assert line
     assert typed("reproduce", out).code == 0
+
+
+def test_the_card_of_a_converted_adapter_says_from_what_and_how(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_peft(Path("a"), factors(rng, 4), lora_alpha=6, base_model_name_or_path="org/base")
+    assert typed("convert", "a", "--to", "mlx", "-o", "b").code == 0
+    text = Path("b/README.md").read_text()
+    found = front(text)
+    assert (found["base_model"], found["library_name"]) == ("org/base", "mlx")
+    assert found["tags"] == ["lora", "loramerge"]
+    command = re.search(r"```sh\nloramerge (.+)\n```", text)
+    assert command
+    again = typed(*shlex.split(command[1]), "-o", "c")
+    assert again.code == 0, again.err
+    for name in ("README.md", "adapters.safetensors"):
+        assert Path("b", name).read_bytes() == Path("c", name).read_bytes()
+    assert re.search(r"(\d+) of \1 modules, (\d+) of \2 tensors", text)
+    assert "from_pretrained" not in text

@@ -43,3 +43,12 @@ def test_heads_of_other_labels_have_no_mean(tmp_path: Path, labels: int) -> None
     assert "--extras mean needs the same tensors in every adapter" in done.err
     assert KEY in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_another_layout_cannot_hold_may_be_left_out(tmp_path: Path) -> None:
+    one, two = with_head(tmp_path / "a", 1), with_head(tmp_path / "b", 2)
+    words = ("cat", one, two, "--to", "mlx", "-o", tmp_path / "out")
+    assert "mlx cannot hold" in typed(*words).err
+    done = typed(*words, "--extras", "drop")
+    assert done.code == 0, done.err
+    assert f"dropped: a: {KEY}, b: {KEY}" in done.err

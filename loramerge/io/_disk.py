@@ -9,6 +9,7 @@ from loramerge.io._files import (
     PICKLES,
     SUFFIX,
     TEXT_LIMIT,
+    TOKENIZER,
     USUAL,
     WEIGHTS,
     Found,
@@ -50,6 +51,11 @@ def find_on_disk(reference: str, allow_pickle: bool = False) -> Found:
         config=parsed(weights.parent / CONFIG, config) if config is not None else None,
         beside=not is_own(weights.name),
         licence=licence(card) if card is not None else None,
+        tokenizer={
+            name: weights.parent / name
+            for name in TOKENIZER
+            if weights.name in USUAL and (weights.parent / name).is_file()
+        },
     )
 
 

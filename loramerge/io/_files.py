@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from loramerge.errors import AdapterError
 from loramerge.io._source import Source
@@ -19,6 +20,12 @@ CARD = "README.md"
 SUFFIX = ".safetensors"
 # The names PEFT, diffusers and MLX give the weights in a directory, beside checkpoints of others.
 USUAL = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapters.safetensors")
+# Files of a tokenizer, which are copied and never loaded: a chat template is a program.
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+    "chat_template.jinja",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 USUAL_PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin", "adapter_model.pt")
 # Bytes of a config or a card; those seen have a few thousand.
@@ -37,6 +44,7 @@ class Found(Struct, frozen=True):
     beside: bool
     origin: Origin | None = None
     licence: str | None = None
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
 
 def pick(names: Iterable[str], pickles: bool = False) -> str | None:

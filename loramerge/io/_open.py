@@ -19,7 +19,7 @@ from loramerge.io._source import Joined, Source, joined
 from loramerge.options import did_you_mean
 from loramerge.registry import layout_names, load
 
-__all__ = ["is_unread", "layout", "layouts", "on_hub", "open_adapter"]
+__all__ = ["is_unread", "layout", "layouts", "on_hub", "open_adapter", "written_as"]
 
 
 def layouts() -> list[Layout]:
@@ -37,6 +37,11 @@ def layout(name: str) -> Layout:
         )
     found: Layout = load(name).LAYOUT
     return found
+
+
+def written_as(adapter: Adapter) -> str:
+    """The layout in which results of an adapter are written."""
+    return layout(adapter.layout).writes or adapter.layout
 
 
 def open_adapter(
@@ -75,7 +80,14 @@ def open_adapter(
         adapter = _unscaled(adapter)
     elif files.source.unread is not None:  # nothing was missed: a source like any other
         adapter = replace(adapter, source=replace(files.source, unread=None))
-    return replace(adapter, alpha=alpha, named=named, origin=files.origin, licence=files.licence)
+    return replace(
+        adapter,
+        alpha=alpha,
+        named=named,
+        origin=files.origin,
+        licence=files.licence,
+        tokenizer=files.tokenizer,
+    )
 
 
 def _find(reference: str, look: bool, allow_pickle: bool) -> Found:
