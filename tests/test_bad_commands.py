@@ -200,12 +200,21 @@ def test_no_option_takes_a_value_outside_its_declaration(
 
 
 @pytest.mark.parametrize("text", ["", "text", "*", "\u202e", "a" * 5000, "-1", "="])
-@pytest.mark.parametrize("name", ["size", "to", "device", "include", "out", "alpha", "weight"])
+@pytest.mark.parametrize(
+    "name", ["size", "to", "device", "include", "out", "alpha", "weight", "from", "report"]
+)
 def test_text_options_survive_any_text(name: str, text: str, here: Path) -> None:
     done = typed("cluster", "a", "b", f"--{name}={text}", "--dry-run")
     assert done.code in (0, 1, 2)
     assert "defect" not in done.err
     assert done.code == 0 or done.lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "a", "ties:", "ties:=", "ties::", ",,", "ties:density=", "ties:\u202e=1", "="]
+)
+def test_rows_of_compare_survive_any_text(text: str, here: Path) -> None:
+    refused("compare", "a", "b", f"--methods={text}")
 
 
 def test_a_name_with_a_line_break_cannot_fake_a_hint(here: Path) -> None:

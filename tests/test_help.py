@@ -1,5 +1,7 @@
 """Help pages: grouped, narrow enough, and each ends with a command that works."""
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from loramerge.cli import cli, flags, written
 from loramerge.cli.command import Command, Flag
 from loramerge.recipe import find
+from loramerge.report import SCHEMA_VERSION
 from tests.typed import bare, shell, typed
 
 BASE = Path(__file__).parents[1] / "fixtures" / "testbed" / "base"
@@ -25,6 +28,8 @@ SAID = {
     ("pull", "--out"),
 }
 SAID |= {("push", flag) for flag in ("--private", "--create-pr", "--message", "--quiet")}
+# What writes nothing, so that there is nothing to replace.
+READS = set(written()["Look"])
 RECIPE = """
 steps:
 - {name: merged, method: cat, adapters: [a, b]}
@@ -102,6 +107,22 @@ def test_the_example_of_every_help_page_works(name: str, adapters: Path) -> None
     lines = page(name)
     done = shell(lines[-1].strip(), adapters)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in written()["Hub"]])
+def test_every_command_prints_one_json_object_and_is_quiet_when_asked(
+    name: str, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapters)
+    words = shlex.split(command(name).example)[1:]
+    done = typed(*words, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["schema_version"] == SCHEMA_VERSION
+    if any(param.name == "quiet" for param in command(name).params):
+        again = [] if name in READS else ["--force"]
+        done = typed(*words, *again, "-q")
+        assert (done.code, done.err) == (0, "")
+        assert done.out
 
 
 @pytest.mark.parametrize("name", NAMES)
