@@ -48,8 +48,10 @@ class Recipe(Struct, frozen=True):
 
     @property
     def scale(self) -> float | ScaleName:
-        """--scale as asked for, or the method's own default."""
-        return self.merge.scale if self.merge.scale is not None else self.method.scale
+        """--scale as asked for, or the method's own default; pico's own length is far too short."""
+        if self.merge.scale is not None:
+            return self.merge.scale
+        return "auto" if self.merge.calibrate == "pico" else self.method.scale
 
     @property
     def weights(self) -> Weights:

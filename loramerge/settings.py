@@ -174,7 +174,8 @@ class MergeSettings(Settings, frozen=True):
         _says(
             MERGE,
             "Hold back what the adapters share: before the merge, directions of output that many "
-            "write to (pico); after it, singular values that add up the same thing (svc).",
+            "write to (pico, for which --scale is auto unless it is given); after it, singular "
+            "values that add up the same thing (svc).",
         ),
     ] = None
     missing: Annotated[

@@ -263,6 +263,21 @@ def test_the_report_names_the_calibration_and_its_paper(three: list[Path]) -> No
 
 
 @pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ({"calibrate": "pico"}, "auto"),
+        ({"calibrate": "pico", "scale": "paper"}, "paper"),
+        ({"calibrate": "svc"}, "paper"),
+    ],
+)
+def test_pico_is_brought_to_the_length_of_auto_unless_another_is_asked_for(
+    three: list[Path], values: dict[str, object], scale: str
+) -> None:
+    report = loramerge.run("tsv", three, rank=4, **values)[1]
+    assert report.plan.recipe.scale == scale
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("iso a b --calibrate svc", "its singular values are equal"),
