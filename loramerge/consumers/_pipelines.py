@@ -13,7 +13,9 @@ PIPELINES = ("comfy", "diffusers", "kohya", "xlabs")
 FLUX = re.compile(r"lora_unet_(double|single)_blocks_")
 IN_FLUX = re.compile(rf"{FLUX.pattern}|lora_te1?_")
 # Names of other transformers, whose scales are folded one by one as those of Flux are.
-FOLDED = re.compile(r"lora_unet_((joint_|transformer_)?blocks|layers)_")
+FOLDED = re.compile(r"lora_unet_((transformer_)?blocks|layers)_")
+# Stable Diffusion 3 in kohya's words, which are not among those it translates.
+UNKNOWN = re.compile(r"lora_unet_joint_blocks_")
 TO_DIFFUSERS = "loramerge convert {0} --to diffusers"
 
 
@@ -25,6 +27,8 @@ def diffusers(adapter: Adapter, max_rank: int) -> Verdict:
         first = adapter.variants[0]
         return Verdict("wrong scale", f"{first.name} is left out", first.hint)
     found = None
+    if adapter.layout == "kohya" and any(map(UNKNOWN.match, adapter.modules)):
+        return Verdict("refused", "it reads no kohya file of Stable Diffusion 3", TO_DIFFUSERS)
     if adapter.layout == "kohya" and any(map(FLUX.match, adapter.modules)):
         outside = [name for name in adapter.modules if not IN_FLUX.match(name)]
         found = left_out(outside, adapter, "from a kohya file it loads no {}", TO_DIFFUSERS)

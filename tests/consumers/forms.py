@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors.torch import load_file
 
 from tests.build import Pair, write_peft
 from tests.consumers.llama import LAYERS, SHAPES
-from tests.oracle.tiny import Deltas, stored_ranks, truncated, weighted
+from tests.oracle.tiny import PREFIX, Deltas, stored_ranks, truncated, weighted, worst
 from tests.typed import typed
 
 WEIGHTS = [0.5, 2.0, -1.0]
+WEIGHTS_FILE, ENDS = "adapter_model.safetensors", (".lora_A.weight", ".lora_B.weight")
 
 
 class Made(NamedTuple):
@@ -105,6 +107,14 @@ FORMS: dict[str, tuple[tuple[str, ...], Wanted]] = {
         ("cat", *MERGED, *SIGNED, "--layout", "pattern"),
         lambda deltas, ranks: _sum(deltas),
     ),
+    "merge, float16": (
+        ("cat", *MERGED, *SIGNED, "--save-dtype", "float16"),
+        lambda deltas, ranks: _sum(deltas),
+    ),
+    "merge, bfloat16": (
+        ("cat", *MERGED, *SIGNED, "--save-dtype", "bfloat16"),
+        lambda deltas, ranks: _sum(deltas),
+    ),
     "merge, cut to rank 5": (
         ("arithmetic", *MERGED, *SIGNED, "--rank", "5"),
         lambda deltas, ranks: _cut(_sum(deltas), ranks),
@@ -124,6 +134,10 @@ FORMS: dict[str, tuple[tuple[str, ...], Wanted]] = {
 }
 
 
+# Half a unit in the last place of every entry: what storing factors in so few bits costs each.
+STORED = {"float16": 2**-11, "bfloat16": 2**-8}
+
+
 def sources(directory: Path) -> dict[str, Made]:
     """Every adapter as it was trained."""
     return {
@@ -133,11 +147,25 @@ def sources(directory: Path) -> dict[str, Made]:
 
 
 def form(name: str, given: Mapping[str, Made], out: Path) -> Made:
-    """One form on disk, with the delta weights it must have."""
+    """One form on disk, with the delta weights it must have: of narrow factors, their product."""
     words, wanted = FORMS[name]
     run(*(given[word].path if word in given else word for word in words), "-o", out)
-    deltas = {source: one.deltas for source, one in given.items()}
-    return Made(out, wanted(deltas, stored_ranks(out)))
+    deltas = wanted({source: one.deltas for source, one in given.items()}, stored_ranks(out))
+    if words[-1] not in STORED:
+        return Made(out, deltas)
+    products = product(out)
+    assert worst(products, deltas) < 2 * STORED[words[-1]]
+    return Made(out, products)
+
+
+def product(path: Path) -> Deltas:
+    """B @ A of the stored factors in float64, the scale being 1."""
+    tensors = {key: x.double().numpy() for key, x in load_file(path / WEIGHTS_FILE).items()}
+    return {
+        key.removeprefix(PREFIX).removesuffix(ENDS[0]): tensors[key.replace(*ENDS)] @ A
+        for key, A in tensors.items()
+        if key.endswith(ENDS[0])
+    }
 
 
 def run(*words: str | Path) -> None:

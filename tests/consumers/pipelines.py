@@ -62,3 +62,24 @@ def added(model: nn.Module, deltas: Deltas) -> nn.Module:
         weight = wide.get_submodule(name).weight.data
         weight += torch.from_numpy(delta).reshape(weight.shape)
     return wide
+
+
+def split(deltas: Deltas, model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> Deltas:
+    """Delta weights by diffusers' names: the rows of a fused layer, one part after the other."""
+    found = {}
+    for name, delta in deltas.items():
+        parts = names[name]
+        heights = [model.get_submodule(part).weight.shape[0] for part in parts]
+        found |= dict(zip(parts, np.split(delta, np.cumsum(heights)[:-1]), strict=True))
+    return found
+
+
+def layers(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
+    """(out, in) of every layer of kohya's."""
+    return {
+        name: (
+            sum(model.get_submodule(part).weight.shape[0] for part in parts),
+            model.get_submodule(parts[0]).weight.shape[1],
+        )
+        for name, parts in names.items()
+    }

@@ -1,6 +1,6 @@
 """Flux in diffusers: files of kohya (fused layers), of ai-toolkit and of diffusers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,17 @@ from safetensors.numpy import save_file
 from tests.build import write_kohya
 from tests.consumers.deviations import compare
 from tests.consumers.forms import run
-from tests.consumers.pipelines import FLOAT32, VERSIONS, Deltas, Modules, added, dense, drawn
+from tests.consumers.pipelines import (
+    FLOAT32,
+    VERSIONS,
+    Deltas,
+    Modules,
+    added,
+    dense,
+    drawn,
+    layers,
+    split,
+)
 from tests.consumers.verdicts import judge
 from tests.oracle.tiny import truncated, weighted
 
@@ -92,31 +102,6 @@ def outputs(model: FluxTransformer2DModel) -> np.ndarray:
             txt_ids=torch.zeros(4, 3),
         )
     return found.sample.double().numpy()
-
-
-def split(
-    deltas: Deltas, model: FluxTransformer2DModel, names: Mapping[str, tuple[str, ...]]
-) -> Deltas:
-    """Delta weights by diffusers' names: the rows of a fused layer, one part after the other."""
-    found = {}
-    for name, delta in deltas.items():
-        parts = names[name]
-        heights = [model.get_submodule(part).weight.shape[0] for part in parts]
-        found |= dict(zip(parts, np.split(delta, np.cumsum(heights)[:-1]), strict=True))
-    return found
-
-
-def layers(
-    model: FluxTransformer2DModel, names: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """(out, in) of every layer of kohya's."""
-    return {
-        name: (
-            sum(model.get_submodule(part).weight.shape[0] for part in parts),
-            model.get_submodule(parts[0]).weight.shape[1],
-        )
-        for name, parts in names.items()
-    }
 
 
 def in_pipeline(path: Path, model: FluxTransformer2DModel) -> np.ndarray:

@@ -112,7 +112,7 @@ def test_by_its_rules_it_loads_uniform_forms(
 
 
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for form in FORMS if "float16" not in form])
 def test_verify_says_what_the_rules_make_of_every_form(
     server: str, form: str, forms: Mapping[str, Made], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -221,3 +222,22 @@ def test_verify_says_what_it_does_with_a_file_of_kohya(trap: str, tmp_path: Path
         return joined(outputs(pipe.unet, pipe.text_encoder))
 
     judge("diffusers", path, load, joined(full), joined(WITHOUT), FLOAT32)
+
+
+def test_verify_says_that_it_leaves_out_magnitudes(tmp_path: Path) -> None:
+    """DoRA by LyCORIS: rows of weight plus update, made as long as dora_scale says."""
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    modules = {name: A[name]}
+    weight = PIPELINE.unet.get_submodule(NAMES[name]).weight.detach().double().numpy()
+    lengths = np.random.default_rng(8).uniform(1, 3, (len(weight), 1)).astype("f4")
+    path = write_kohya(tmp_path / "a.safetensors", modules, metadata=ABOUT)
+    save_file({**load_file(path), f"{name}.dora_scale": lengths}, path)
+    summed = weight + dense(modules)[name]
+    turned = lengths / np.linalg.norm(summed, axis=1, keepdims=True) * summed - weight
+    wanted = expected({name: turned})["UNet"]
+
+    def load(path: Path) -> np.ndarray:
+        pipe = loaded(path)
+        return outputs(pipe.unet, pipe.text_encoder)["UNet"]
+
+    judge("diffusers", path, load, wanted, WITHOUT["UNet"], FLOAT32)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.numpy import load_file
+from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -152,9 +152,9 @@ def worst(found: Deltas, wanted: Deltas) -> float:
 
 def stored_ranks(path: Path) -> dict[str, int]:
     """Module -> rank in the file of a PEFT directory, by the safetensors library."""
-    tensors = load_file(path / "adapter_model.safetensors")
-    return {
-        key.split(".lora_")[0].removeprefix(PREFIX): tensor.shape[0]
-        for key, tensor in tensors.items()
-        if ".lora_A" in key or ".lora_embedding_A" in key
-    }
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:
+        return {
+            key.split(".lora_")[0].removeprefix(PREFIX): file.get_slice(key).get_shape()[0]
+            for key in sorted(file.keys())
+            if ".lora_A" in key or ".lora_embedding_A" in key
+        }
