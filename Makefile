@@ -66,7 +66,7 @@ $(PROGRAMS): pyproject.toml
 	touch $@
 
 consumers: $(PROGRAMS)
-	$(CONSUMERS)/programs/bin/pytest -m '' tests/oracle tests/consumers
+	$(CONSUMERS)/programs/bin/pytest -m '' -rs tests/oracle tests/consumers
 
 clean:
 	rm -rf $(VENV) $(CONSUMERS) demo build dist *.egg-info
