@@ -68,3 +68,29 @@ def test_a_pull_through_it_brings_the_same_bytes(
     assert done.code == 0, done.err
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert files(tmp_path / "got")[name] == adapter[name]
+
+
+def test_headers_are_read_through_it_by_range_and_a_result_is_that_of_the_file_itself(
+    mirror: str, hub: Hub, adapter: dict[str, bytes], tmp_path: Path
+) -> None:
+    repository = hub.create("me/x", {f"sub/{name}": data for name, data in adapter.items()})
+    repository.refs["v1"] = repository.head.sha
+    home = {"HF_ENDPOINT": mirror, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    looked = shell("loramerge inspect me/x@v1:sub --json", tmp_path, env=home)
+    assert looked.code == 0, looked.err
+    assert not list((tmp_path / "home").glob("**/*.safetensors"))
+    made = shell("loramerge squeeze me/x@v1:sub --rank 2 -o there", tmp_path, env=home)
+    assert made.code == 0, made.err
+    (tmp_path / "x").mkdir()
+    for name, data in adapter.items():
+        (tmp_path / "x" / name).write_bytes(data)
+    again = shell("loramerge squeeze x --rank 2 -o here && loramerge diff here there", tmp_path)
+    assert again.code == 0, again.err
+    weights = "adapter_model.safetensors"
+    assert tensors(tmp_path / "here" / weights) == tensors(tmp_path / "there" / weights)
+
+
+def tensors(file: Path) -> bytes:
+    """All that follows the header."""
+    data = file.read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
