@@ -66,12 +66,12 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
                 f"{what} cannot be downloaded: the disk with the Hub's cache is full.",
                 "free some space, or set HF_HOME to a directory on another disk",
             )
-        case OSError() if error.filename is not None:
+        case OSError() if error.strerror and not isinstance(error, ConnectionError):
             return HubError(
-                f"{what} cannot be kept in {error.filename}: {error.strerror}.",
+                f"{what} cannot be kept in {error.filename or 'the cache'}: {error.strerror}.",
                 "set HF_HOME to a directory that can be written",
             )
-        case OSError():  # the client found another size than the Hub had stated
+        case OSError():  # cut off, or the client found another size than the Hub had stated
             return HubError(f"{what}: the transfer broke off.", AGAIN)
     if type(error).__name__ in BROKEN and _is_transport(error):
         return HubError(f"{what}: the transfer broke off.", AGAIN)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from loramerge._lazy import huggingface_hub
-from loramerge.errors import UsageError
+from loramerge._lazy import hub_errors, huggingface_hub
+from loramerge.errors import HubError, UsageError
 from loramerge.io._hub_client import client, page
 from loramerge.io._hub_errors import explained
 from loramerge.io._reference import HubReference, hub_reference
@@ -28,7 +28,12 @@ def check_push(repository: str) -> None:
             f"{repository} is no name of a repository on the Hub.", "for example: user/repo"
         )
     with explained(repository, repository):
-        client().whoami()
+        try:
+            client().whoami()
+        except hub_errors.OfflineModeIsEnabled:
+            raise HubError(
+                "Nothing can be sent while HF_HUB_OFFLINE is set.", "type: unset HF_HUB_OFFLINE"
+            ) from None
 
 
 def upload(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from tests.build import write_kohya, write_peft
 from tests.conftest import factors
@@ -241,3 +242,15 @@ def test_what_cannot_be_pushed_is_known_before_anything_is_computed(
     assert said in done.lines[0]
     assert [path.name for path in Path().iterdir()] == ["a"]
     assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("line", ["push a me/a", "squeeze a -r 2 --push me/a"])
+def test_nothing_is_sent_offline(
+    line: str, hub: Hub, a: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert typed(*line.split(), env=ENV).lines == [
+        "error: Nothing can be sent while HF_HUB_OFFLINE is set.",
+        "hint: type: unset HF_HUB_OFFLINE",
+    ]
+    assert not Path("a-r2").exists()
