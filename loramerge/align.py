@@ -166,7 +166,8 @@ def _check_common(adapters: Sequence[Adapter]) -> None:
         if prefixes := _prefixes(first.modules, other.modules):
             raise IncompatibleError(
                 f"{message}; only the prefixes '{prefixes[0]}' and '{prefixes[1]}' differ.",
-                "two versions of the model's code name them so; save both with the same one",
+                "two versions of the model's code name them so: loramerge convert "
+                f"{other.reference} --to peft --rename {prefixes[1]}={prefixes[0]}",
             )
         raise IncompatibleError(
             f"{message}.",

@@ -73,6 +73,7 @@ def convert(
     pruned: Sequence[str | Path] = (),
     heads: tuple[int, int] | None = None,
     projections: Literal["split", "fused"] | None = None,
+    rename: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
 ) -> "Converted":
     """Write an adapter in another layout: factors bit for bit, names translated.
@@ -81,9 +82,10 @@ def convert(
     was written is at `.path` of what is returned, `.notes` say what was folded, lost or assumed.
     Raises the errors of `loramerge.errors`, with the same messages as the command line.
     """
-    from loramerge.conversion import Needs, plan_conversion
+    from loramerge.conversion import plan_conversion
     from loramerge.converted import convert
     from loramerge.io._checkpoint import open_checkpoint
+    from loramerge.needs import Needs
 
     needs = Needs(
         initial=None if initial is None else _opened(initial),
@@ -91,6 +93,7 @@ def convert(
         pruned=tuple(map(str, pruned)),
         heads=heads,
         projections=projections,
+        renames=tuple((rename or {}).items()),
         allow_pickle=allow_pickle,
     )
     place = None if out is None else str(out)

@@ -5,90 +5,25 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from loramerge._version import __version__
-from loramerge.adapter import Adapter, Module, paired, pinned_name, source_name
+from loramerge.adapter import Adapter, Module, paired, pinned_name
 from loramerge.errors import IncompatibleError, UsageError, listed
-from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
-from loramerge.io._names import Heads, Projections, in_form, renamed
 from loramerge.io._open import layout, layouts, written_as
+from loramerge.needs import NO_NEEDS, Needs
 from loramerge.plan import assumed, check_variants
 from loramerge.publish import free_place, stem
-from loramerge.rebase import rebased, recomputed
 from loramerge.record import Canonical, Record, source, unsaid
-from loramerge.recover import read_pruned, recovered
 
-__all__ = ["SINGLE", "Conversion", "Needs", "plan_conversion", "recorded_needs"]
+__all__ = ["SINGLE", "Conversion", "plan_conversion"]
 
 SINGLE = ".safetensors"
 OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
 TAKE_OUT = "choose another layout, or take modules out first: loramerge select --exclude GLOB"
-
-
-class Needs(Struct, frozen=True):
-    """What a file does not say, and some conversions must know.
-
-    `initial`, or `base` where that is enough: what an adapter started from that changed its base.
-    `pruned`: directories with the rows that its base had lost. `heads`: of queries, and of keys
-    and values. `projections`: the form of those of language models, as they are unless given.
-    """
-
-    initial: Adapter | None = None
-    base: Checkpoint | None = None
-    pruned: tuple[str, ...] = ()
-    heads: Heads | None = None
-    projections: Projections | None = None
-    allow_pickle: bool = False
-
-    def plain(self, adapter: Adapter, to: str) -> Adapter:
-        """The adapter against its whole and unchanged base model."""
-        if self.initial is not None and self.base is not None:
-            raise UsageError("convert takes only one of --initial and --base.", "leave --base out")
-        typed: list[str] = []
-        if self.initial is not None:
-            adapter = rebased(adapter, self.initial)
-            typed += ["--initial", source_name(self.initial)]
-        elif self.base is not None:
-            adapter = recomputed(adapter, self.base)
-            typed += ["--base", self.base.path.name]
-        if self.pruned:
-            adapter = recovered(adapter, read_pruned(self.pruned, self.allow_pickle), self.heads)
-            typed += [word for place in self.pruned for word in ("--pruned", Path(place).name)]
-        if not typed and not adapter.derived:
-            return adapter
-        start = adapter.derived or ("convert", source_name(adapter))
-        return replace(adapter, derived=(*start, *typed, "--to", to))
-
-    def named(self, adapter: Adapter, naming: str) -> Adapter:
-        """The adapter with names of a vocabulary, and its projections in the form asked for."""
-        if self.projections is not None and adapter.naming == "model":
-            adapter = in_form(adapter, self.projections, self.heads)
-        there = renamed(adapter, naming, self.heads)
-        if self.projections is None or adapter.naming == "model":
-            return there
-        return in_form(there, self.projections, self.heads)
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """What a record says of them: the form; files are named with what was typed."""
-        return {
-            **({"heads": list(self.heads)} if self.heads else {}),
-            **({"projections": self.projections} if self.projections else {}),
-        }
-
-
-NO_NEEDS = Needs()
-
-
-def recorded_needs(options: Mapping[str, Any]) -> Needs:
-    """What `facts` said, from a record."""
-    heads = options.get("heads")
-    return Needs(heads=heads and tuple(heads), projections=options.get("projections"))
 
 
 class Conversion(Struct, frozen=True):
@@ -115,6 +50,7 @@ class Conversion(Struct, frozen=True):
         words += [] if "--to" in words else ["--to", self.layout.name]
         words += ["--alpha", f"{self.original.alpha:.17g}"] if self.original.alpha else []
         words += ["--projections", self.needs.projections] if self.needs.projections else []
+        words += [w for old, new in self.needs.renames for w in ("--rename", f"{old}={new}")]
         words += ["--heads", ",".join(map(str, self.needs.heads))] if self.needs.heads else []
         dropped = len(self.draft.extras) < len(self.original.extras)
         return ["loramerge", *words, *(["--extras", "drop"] if dropped else [])]

@@ -73,16 +73,27 @@ class Plan(Struct, frozen=True):
         return self.recipe.scale in ("auto", "norm", "ls")
 
     @property
-    def read_bytes(self) -> int:
-        """Bytes of the low-rank tensors to read."""
-        keys = {
+    def read(self) -> set[tuple[int, str]]:
+        """The low-rank tensors to read: position of their adapter, and key."""
+        return {
             (position, key)
             for module in self.alignment.modules
             for position, member in enumerate(module.members)
             if member is not None
             for key in member.keys.values()
         }
-        return sum(self.adapters[position].source.tensors[key].nbytes for position, key in keys)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the low-rank tensors to read."""
+        return sum(self.adapters[place].source.tensors[key].nbytes for place, key in self.read)
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """How many tensors of all adapters are in the result, and how many they hold."""
+        holders = self.adapters if self.recipe.merge.extras == "mean" else self.adapters[:1]
+        kept = sum(len(adapter.extras) for adapter in holders) if self._carries_extras else 0
+        return len(self.read) + kept, sum(len(one.source.tensors) for one in self.adapters)
 
     def draft(self, ranks: Mapping[str, int]) -> Draft:
         """The result with these ranks: padded to one where the form is uniform, empty ones gone."""

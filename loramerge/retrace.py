@@ -9,12 +9,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from loramerge.adapter import Adapter
-from loramerge.conversion import SINGLE, plan_conversion, recorded_needs
+from loramerge.conversion import SINGLE, plan_conversion
 from loramerge.converted import convert
 from loramerge.engine import file_sha256
 from loramerge.errors import IncompatibleError, LoramergeError
 from loramerge.events import Listener
 from loramerge.io._open import open_adapter
+from loramerge.needs import recorded_needs
 from loramerge.plan import make_plan
 from loramerge.publish import compute_into
 from loramerge.recipe import Named, make_recipe

@@ -52,3 +52,13 @@ def test_what_another_layout_cannot_hold_may_be_left_out(tmp_path: Path) -> None
     done = typed(*words, "--extras", "drop")
     assert done.code == 0, done.err
     assert f"dropped: a: {KEY}, b: {KEY}" in done.err
+    assert "1 of 1 merged, 4 of 6 tensors" in done.err
+
+
+@pytest.mark.parametrize(("extras", "tensors"), [("first", 5), ("mean", 6), ("drop", 4)])
+def test_how_many_tensors_are_in_the_result_is_said(
+    extras: str, tensors: int, tmp_path: Path
+) -> None:
+    one, two = with_head(tmp_path / "a", 1), with_head(tmp_path / "b", 2)
+    done = typed("cat", one, two, "--extras", extras, "-o", tmp_path / "out")
+    assert f"1 of 1 merged, {tensors} of 6 tensors" in done.err

@@ -28,6 +28,7 @@ def convert(
     pruned: tuple[str, ...],
     heads: str | None,
     projections: "Projections | None",
+    rename: tuple[str, ...],
     extras: str,
     out: str | None,
     force: bool,
@@ -53,10 +54,11 @@ def convert(
     from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
-    from loramerge.conversion import Needs, plan_conversion
+    from loramerge.conversion import plan_conversion
     from loramerge.converted import convert as converted
     from loramerge.io._checkpoint import open_checkpoint
     from loramerge.io._hub import fetch
+    from loramerge.needs import Needs
 
     own_process()
     both = [adapter] if initial is None else [adapter, initial]
@@ -67,6 +69,7 @@ def convert(
         pruned=pruned,
         heads=_heads(heads),
         projections=projections,
+        renames=tuple(map(_renaming, rename)),
         allow_pickle=click.get_current_context().meta[PICKLES],
     )
     plan = plan_conversion(source, to, out, extras=extras, force=force, needs=needs)
@@ -95,6 +98,17 @@ def _heads(text: str | None) -> tuple[int, int] | None:
             "heads of queries, then of keys, as in config.json of the model: --heads 32,8",
         )
     return queries, keys
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    """OLD=NEW, of which either may be empty."""
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise UsageError(
+            f"--rename {text} does not say what takes its place.",
+            f"for example: --rename '{text}=model.'",
+        )
+    return old, new
 
 
 def _show(done: "Converted") -> None:
@@ -163,6 +177,14 @@ COMMANDS: dict[str, click.Command] = {
                 type=click.Choice(["split", "fused"]),
                 help="q, k, v and gate, up of a language model by themselves, or as qkv_proj and "
                 "gate_up_proj; experts as modules, or parameters.  [default: as they are]",
+            ),
+            Flag(
+                "rename",
+                "--rename",
+                multiple=True,
+                metavar="OLD=NEW",
+                help="Another prefix for the names of modules, as versions of a model's code have "
+                "it; repeatable.",
             ),
             Flag(
                 "heads",

@@ -97,6 +97,11 @@ class Results:
             echo_json({"results": self.facts} if self.batch else {**self.facts[0], **steps})
 
 
+def _tensors(plan: Plan) -> str:
+    """How much of what the adapters store is in the result."""
+    return "{} of {} tensors".format(*plan.coverage)
+
+
 def _report(report: Report) -> list[Row]:
     plan = report.plan
     method = plan.recipe.method
@@ -106,7 +111,7 @@ def _report(report: Report) -> list[Row]:
     rows = [
         Row("method", method_of(plan)),
         Row("adapters", inputs(plan)),
-        Row("modules", f"{report.merged} of {report.total} {done}"),
+        Row("modules", f"{report.merged} of {report.total} {done}, {_tensors(plan)}"),
         Row("rank", f"{ranks_in(plan)} -> {_ranks_out(report)}"),
         Row("retained energy", percent(report.energy)),
         Row(
