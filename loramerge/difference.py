@@ -11,6 +11,7 @@ from loramerge.align import Aligned, align
 from loramerge.compute import resolve, single_threaded_blas
 from loramerge.io._names import alike
 from loramerge.linalg.factors import Closeness, compare
+from loramerge.reading import read_finite
 
 __all__ = ["Difference", "ModuleDifference", "difference"]
 
@@ -60,7 +61,7 @@ def difference(a: Adapter, b: Adapter) -> Difference:
     """Compare two adapters; a module that one of them lacks counts as zero there.
 
     Names are taken into the vocabulary of the first. Raises IncompatibleError where counterparts
-    differ in shape or none is shared.
+    differ in shape, none is shared, or an adapter holds NaN or Inf.
     """
     adapters = a, b = alike((a, b), a.naming)
     alignment = align(adapters, missing="zero")
@@ -80,7 +81,7 @@ def difference(a: Adapter, b: Adapter) -> Difference:
 def _compared(adapters: Sequence[Adapter], module: Aligned) -> Closeness:
     """The closeness of one module's two updates, an absent one being zero."""
     updates = [
-        adapter.read(module.name) if member is not None else None
+        read_finite(adapter, module.name) if member is not None else None
         for adapter, member in zip(adapters, module.members, strict=True)
     ]
     model = next(update for update in updates if update is not None)

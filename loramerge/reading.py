@@ -13,7 +13,7 @@ from loramerge.errors import IncompatibleError
 from loramerge.plan import Plan
 from loramerge.siblings import siblings
 
-__all__ = ["key_of", "read_updates", "readers_beside", "seen_by"]
+__all__ = ["key_of", "read_finite", "read_updates", "readers_beside", "seen_by"]
 
 
 def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
@@ -59,7 +59,7 @@ def _rank(plan: Plan, batch: Sequence[Aligned]) -> int | None:
 
 def _loaded(plan: Plan, compute: Compute, position: int, names: Sequence[str]) -> LowRank:
     """The updates of these modules of one adapter, as a batch on the device."""
-    read = [_finite(plan.adapters[position], name) for name in names]
+    read = [read_finite(plan.adapters[position], name) for name in names]
     return LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
 
 
@@ -84,7 +84,7 @@ def key_of(seed: int, position: int, name: str) -> int:
     return zlib.crc32(f"{seed}/{position}/{name}".encode())
 
 
-def _finite(adapter: Adapter, name: str) -> LowRank:
+def read_finite(adapter: Adapter, name: str) -> LowRank:
     """The update of one module. Raises IncompatibleError where it holds NaN or Inf."""
     update = adapter.read(name)
     if not finite(update):

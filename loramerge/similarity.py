@@ -16,6 +16,7 @@ from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.io._names import alike
 from loramerge.linalg.factors import inner_products
 from loramerge.linalg.spectrum import decompose, lift
+from loramerge.reading import read_finite
 
 __all__ = ["Alike", "Pair", "similarity"]
 
@@ -67,8 +68,8 @@ class Pair(Struct, frozen=True):
 def similarity(adapters: Sequence[Adapter], listen: Listener = silent) -> tuple[Pair, ...]:
     """Every pair of adapters, the most similar first.
 
-    Raises UsageError for fewer than two, IncompatibleError where counterparts differ in shape or no
-    module is shared.
+    Raises UsageError for fewer than two, IncompatibleError where counterparts differ in shape, no
+    module is shared, or an adapter holds NaN or Inf.
     """
     if len(adapters) < 2:
         raise UsageError("similar compares adapters.", "name two or more: loramerge similar a b")
@@ -100,7 +101,7 @@ class _Module(Struct, frozen=True):
 
 def _module(adapters: Sequence[Adapter], module: Aligned) -> _Module:
     places = [place for place, member in enumerate(module.members) if member is not None]
-    updates = [adapters[place].read(module.name) for place in places]
+    updates = [read_finite(adapters[place], module.name) for place in places]
     products = inner_products(updates)
     spaces = [_spaces(update) for update in updates]
     norms = [0.0] * len(adapters)

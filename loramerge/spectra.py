@@ -8,10 +8,10 @@ from itertools import accumulate
 from msgspec import Struct
 
 from loramerge.adapter import Adapter
-from loramerge.compute import finite, resolve, single_threaded_blas
-from loramerge.errors import IncompatibleError
+from loramerge.compute import resolve, single_threaded_blas
 from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.linalg.spectrum import decompose
+from loramerge.reading import read_finite
 
 __all__ = ["Spectra", "spectra"]
 
@@ -52,10 +52,7 @@ def spectra(adapter: Adapter, listen: Listener = silent) -> Spectra:
     """The spectrum of every module, from its factors. Raises IncompatibleError for NaN or Inf."""
 
     def one(name: str) -> tuple[float, ...]:
-        update = adapter.read(name)
-        if not finite(update):
-            raise IncompatibleError(f"{adapter.reference}: {name} holds NaN or Inf.", None)
-        values = tuple(float(s) for s in decompose(update).s)
+        values = tuple(float(s) for s in decompose(read_finite(adapter, name)).s)
         listen(Advanced(1))
         return values
 

@@ -63,3 +63,18 @@ def test_a_module_only_one_adapter_has_counts_as_zero_in_the_other(
 @pytest.mark.parametrize("bound", ["-1", "nan", "much"])
 def test_a_gate_that_is_no_bound_is_refused(three: list[Path], bound: str) -> None:
     assert typed("diff", "a", "b", f"--fail-above={bound}").code == 2
+
+
+@pytest.mark.parametrize("command", ["diff", "similar"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused_and_pass_no_gate(
+    command: str, number: float, here: Path, rng: np.random.Generator
+) -> None:
+    A, B = rng.random((2, 4)), rng.random((4, 2))
+    write_peft(here / "sound", {"x": (A, B)})
+    A[0, 0] = number
+    write_peft(here / "broken", {"x": (A, B)})
+    for pair in (("broken", "broken"), ("sound", "broken")):
+        done = typed(command, *pair)
+        assert (done.code, done.out) == (1, "")
+        assert "broken: x holds " in done.err

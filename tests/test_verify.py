@@ -62,3 +62,13 @@ def test_an_unknown_program_is_refused_with_the_nearest(tmp_path: Path) -> None:
     done = typed("verify", plain(tmp_path / "a"), "--for", "vlm")
     assert done.code == 2
     assert "did you mean 'vllm'?" in done.err
+
+
+def test_numbers_that_are_none_are_told_before_any_difference(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    write_peft(tmp_path / "sound", {"x": (rng.random((2, 4)), rng.random((4, 2)))})
+    write_peft(tmp_path / "broken", {"x": (np.full((2, 4), np.nan), rng.random((4, 2)))})
+    done = typed("verify", tmp_path / "broken", "--against", tmp_path / "sound")
+    assert done.code == 3
+    assert "not finite in x" in done.out
