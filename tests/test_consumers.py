@@ -231,5 +231,19 @@ def test_mlx_needs_every_word_of_its_config(
     assert (done.code, why in done.out) == (3 if why else 0, True), done.out
 
 
+@pytest.mark.parametrize(
+    ("fixture", "right"),
+    [
+        ("adalora/pruned", {"peft", "transformers"}),
+        ("loha_lokr/kronecker", {"peft", "transformers"}),
+        ("vblora/topk", {"peft"}),
+        ("vera/projected", {"peft"}),
+        ("loraxs/core", set()),
+    ],
+)
+def test_types_of_pefts_own_are_for_peft(fixture: str, right: set[str]) -> None:
+    assert only(states(FIXTURES / fixture), "right") == right
+
+
 def test_mlx_adapters_are_for_mlx() -> None:
     assert only(states(FIXTURES / "mlx" / "linear"), "right") == {"mlx"}

@@ -17,6 +17,9 @@ from loramerge.io._peft_keys import PREFIX
 
 __all__ = ["llama_cpp", "ollama", "peft", "peft_hotswap", "sglang", "transformers", "vllm"]
 
+TO_PEFT = "loramerge convert {0} --to peft"
+# Types of PEFT's with a layout of their own, and those of them whose modules share tensors.
+OWN, SHARED = ("adalora", "loha_lokr", "vblora", "vera"), ("vblora", "vera")
 # What servers want to find in a config.
 REQUIRED = ("r", "lora_alpha", "target_modules")
 # What SGLang stacks into one layer, and what must then be there too.
@@ -30,12 +33,19 @@ STACKED = {
 
 def peft(adapter: Adapter, max_rank: int) -> Verdict:
     """rank_pattern, alpha_pattern, rsLoRA and DoRA are honoured; keys need PEFT's prefix."""
+    if adapter.layout in OWN and _in_directory(adapter):
+        return Verdict("right", "a type of adapter of its own")
     found = _is_peft(adapter) or _prefixed(adapter) or _targeted(adapter)
     return found or Verdict("right", PER_MODULE)
 
 
 def transformers(adapter: Adapter, max_rank: int) -> Verdict:
     """As PEFT, with or without its prefix; the magnitudes of DoRA it knows by another name."""
+    if adapter.layout in OWN and _in_directory(adapter):
+        if adapter.layout in SHARED:
+            reason = "its modules share tensors, which only a model of PEFT's own holds"
+            return Verdict("refused", reason, TO_PEFT)
+        return peft(adapter, max_rank)
     found = _is_peft(adapter) or _targeted(adapter)
     if found is None and adapter.config.get("use_dora"):
         return Verdict("wrong scale", "it does not load DoRA's magnitudes", BAKE)
@@ -108,15 +118,19 @@ def ollama(adapter: Adapter, max_rank: int) -> Verdict:
 
 
 def _is_peft(adapter: Adapter) -> Verdict | None:
-    """A verdict where the adapter is no directory of PEFT's."""
+    """A verdict where the adapter is no directory of PEFT's with a LoRA in it."""
     if adapter.layout != "peft":
-        return Verdict("refused", f"the {adapter.layout} layout", "loramerge convert {0} --to peft")
-    path = adapter.source.path
-    config = path.parent / "adapter_config.json"
-    if path.name == "adapter_model.safetensors" and config.is_file():
+        return Verdict("refused", f"the {adapter.layout} layout", TO_PEFT)
+    if _in_directory(adapter):
         return None
     reason = "no adapter_config.json beside adapter_model.safetensors"
     return Verdict("refused", reason, MAKE_PLAIN)
+
+
+def _in_directory(adapter: Adapter) -> bool:
+    path = adapter.source.path
+    config = path.parent / "adapter_config.json"
+    return path.name == "adapter_model.safetensors" and config.is_file()
 
 
 def _says(adapter: Adapter, *words: str) -> Verdict | None:

@@ -8,7 +8,16 @@ import peft
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import (
+    AdaLoraConfig,
+    LoHaConfig,
+    LoKrConfig,
+    PeftConfig,
+    PeftModel,
+    VBLoRAConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 
 from tests.consumers.deviations import compare
@@ -100,3 +109,29 @@ def test_verify_says_what_they_do(
     }
     wanted, without = logits(one.deltas), logits()
     judge(program, one.path, lambda path: outputs(loads[program](path)), wanted, without, FLOAT32)
+
+
+TARGETS = ["q_proj", "o_proj"]
+TYPES: dict[str, PeftConfig] = {
+    "adalora": AdaLoraConfig(
+        target_modules=TARGETS, init_r=4, target_r=4, total_step=9, tinit=1, tfinal=1
+    ),
+    "loha": LoHaConfig(target_modules=TARGETS, r=3, alpha=6),
+    "lokr": LoKrConfig(target_modules=TARGETS, r=3, alpha=6),
+    "vblora": VBLoRAConfig(target_modules=TARGETS, num_vectors=10, vector_length=4, topk=3),
+    "vera": VeraConfig(target_modules=["q_proj", "v_proj"], r=4),
+}
+
+
+@pytest.mark.parametrize("program", ["peft", "transformers"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_verify_says_what_they_do_with_other_types(program: str, kind: str, tmp_path: Path) -> None:
+    source = get_peft_model(model(), TYPES[kind])
+    draw = torch.Generator().manual_seed(4)
+    for parameter in source.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3, generator=draw)
+    source.save_pretrained(str(tmp_path / "a"))
+    load = in_peft if program == "peft" else in_transformers
+    wanted = outputs(source).astype("f8")
+    judge(program, tmp_path / "a", lambda p: outputs(load(p)), wanted, logits(), FLOAT32)

@@ -134,7 +134,7 @@ class Form(NamedTuple):
 
     words: tuple[str, ...]
     deltas: Deltas
-    rank: int = 99
+    rank: int | None = None
 
 
 TO = ("--to", "diffusers")
@@ -168,7 +168,7 @@ def made(one: Form, directory: Path) -> Path:
 
 
 def wanted(one: Form) -> Deltas:
-    if one.rank == 99:
+    if one.rank is None:
         return one.deltas
     return {name: truncated(delta, one.rank) for name, delta in one.deltas.items()}
 
