@@ -18,11 +18,27 @@ WORST = 5
 HUB = "https://huggingface.co"
 # Where the files are, in the lines that load them, until they have a place on the Hub.
 PLACE = "path/to/this/directory"
-LOAD = f"""```python
+DIFFUSERS = f"""```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained(base_model)
+pipeline.load_lora_weights("{PLACE}")
+```"""
+# How a layout is loaded by its own library; mlx_lm takes adapters from a disk alone.
+LOADS = {
+    "peft": f"""```python
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(base_model, "{PLACE}")
-```"""
+```""",
+    "kohya": DIFFUSERS,
+    "diffusers": DIFFUSERS,
+    "mlx": """```python
+from mlx_lm import load
+
+model, tokenizer = load(base_model, adapter_path="where/it/is")
+```""",
+}
 AGAIN = f"From these sources, `loramerge reproduce {PLACE}` makes it again, and compares."
 # The libraries that the Hub knows for layouts.
 LIBRARIES = {"peft": "peft", "kohya": "diffusers", "diffusers": "diffusers", "mlx": "mlx"}
@@ -44,9 +60,7 @@ def card(report: Report) -> str:
     ]
     if notes := [*report.notes, *_unagreed(plan.adapters)]:
         parts.append("\n".join(f"- {_escaped(note)}" for note in notes))
-    if plan.layout.name == "peft":
-        parts.append(LOAD)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_load(plan.layout.name)]) + "\n"
 
 
 def converted_card(
@@ -59,7 +73,7 @@ def converted_card(
         f"The same updates as {_source(adapter)}, sha256 `{sha256}`, in the {layout} layout.",
         f"```sh\n{_line(shlex.join(typed))}\n```",
         "\n".join(f"- {_escaped(line)}" for line in said),
-        *([LOAD] if layout == "peft" else []),
+        *_load(layout),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -70,9 +84,13 @@ def plain_card(adapter: Adapter) -> str:
     parts = [
         _front_matter([adapter], adapter.layout, ["lora"]),
         f"# A LoRA adapter of {rank}",
-        *([LOAD] if adapter.layout == "peft" else []),
+        *_load(adapter.layout),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _load(layout: str) -> list[str]:
+    return [LOADS[layout]] if layout in LOADS else []
 
 
 def _front_matter(adapters: Sequence[Adapter], layout: str, tags: list[str]) -> str:

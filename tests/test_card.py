@@ -133,3 +133,16 @@ def test_the_card_of_a_converted_adapter_says_from_what_and_how(
         assert Path("b", name).read_bytes() == Path("c", name).read_bytes()
     assert re.search(r"(\d+) of \1 modules, (\d+) of \2 tensors", text)
     assert "from_pretrained" not in text
+
+
+@pytest.mark.parametrize("layout", ["peft", "mlx"])
+def test_the_card_says_how_the_library_of_its_layout_loads_it(
+    three: list[Path], tmp_path: Path, layout: str
+) -> None:
+    result, _ = lm.squeeze(three[0], rank=2, to=layout)
+    text = (result.save(tmp_path / "out") / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code
+    compile(code[1], layout, "exec")
+    assert front(text)["library_name"] == layout
+    assert {"peft": "PeftModel.from_pretrained", "mlx": "adapter_path="}[layout] in code[1]

@@ -203,6 +203,7 @@ def test_a_single_file_is_pushed_with_what_describes_it(
     stored = hub.repositories["me/k"].head.files
     assert {"k-r2.safetensors", "README.md", "loramerge.json"} < set(stored)
     assert front(stored["README.md"])["library_name"] == "diffusers"
+    assert b'pipeline.load_lora_weights("me/k")' in stored["README.md"]
 
 
 @pytest.mark.parametrize(("terms", "expected"), [("mit", "mit"), ("apache-2.0", None)])
