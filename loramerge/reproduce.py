@@ -14,6 +14,9 @@ from loramerge.exchange import pull
 from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._hub import fetch
 from loramerge.io._open import on_hub, open_adapter
+from loramerge.io._write import write_text
+from loramerge.io._yaml import write_yaml
+from loramerge.lineage import lineage
 from loramerge.publish import PROVENANCE, free_place
 from loramerge.record import made
 from loramerge.result import place
@@ -31,8 +34,11 @@ def reproduce(
     device: str | None = None,
     listen: Listener = silent,
     allow_pickle: bool = False,
+    save_recipe: Path | None = None,
 ) -> Verdict:
     """Make `output` again from the sources it names, and compare; `out` is where to keep it.
+
+    `save_recipe` is where to write down as a recipe how it is made, before it is.
 
     Sources are looked for by name and by sha256 beside the output, here and in `places`, or on the
     Hub at the recorded revision; the output itself may be on the Hub. Raises AdapterError without a
@@ -64,6 +70,8 @@ def reproduce(
         way = retrace(record, output, [*here, Path.cwd(), *places], allow_pickle)
         adapters = list(way.adapters())
         final = free_place([*adapters, there], out, force) if out is not None else None
+        if save_recipe is not None:
+            write_text(save_recipe, write_yaml(lineage(way)), force)
         fetch(adapters, listen)
         again = way.walk(temporary / "again", _device(device, measured), listen)
         if final is not None:

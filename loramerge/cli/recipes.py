@@ -139,6 +139,7 @@ def reproduce(
     output: str,
     sources: tuple[str, ...],
     out: str | None,
+    save_recipe: str | None,
     force: bool,
     device: str | None,
     json: bool,
@@ -172,7 +173,16 @@ def reproduce(
     places = [Path(place).expanduser() for place in sources]
     with progress(quiet) as listen:
         allowed = click.get_current_context().meta[PICKLES]
-        verdict = reproduce(output, places, out, force, device, listen, allow_pickle=allowed)
+        verdict = reproduce(
+            output,
+            places,
+            out,
+            force,
+            device,
+            listen,
+            allow_pickle=allowed,
+            save_recipe=Path(save_recipe).expanduser() if save_recipe else None,
+        )
     sent = push.send(verdict.made, Path(out).expanduser(), quiet) if push and out else None
     if json:
         facts = {"ulps": verdict.ulps, "relative": verdict.relative, "same": verdict.same}
@@ -247,6 +257,7 @@ COMMANDS: dict[str, Command] = {
             ALLOW_PICKLE,
             OUT.saying("Where to keep what is made again.  [default: nowhere]"),
             *SENDING,
+            SAVE_RECIPE.saying("Write down how OUTPUT is made, as a recipe for `loramerge run`."),
             FORCE,
             *SHOWN,
             DEVICE.saying("auto, cpu or cuda[:N].  [default: the recorded one]"),

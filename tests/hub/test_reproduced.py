@@ -63,3 +63,18 @@ def test_a_recipe_of_references_is_saved_as_it_was_typed(
     assert typed("run", "s.yaml", "-f").code == 0
     assert bytes_of(Path("x-r2")) == first
     assert json.loads(first["loramerge.json"])["sources"][0]["name"] == "me/x"
+
+
+def test_the_recipe_of_a_result_names_commits_and_makes_its_bytes(
+    hub: Hub, adapter: dict[str, bytes], here: Path
+) -> None:
+    repositories = [hub.create(name, adapter) for name in ("me/x", "me/y")]
+    Path("recipe.yaml").write_text(RECIPE)
+    assert typed("run", "recipe.yaml", "-o", "out").code == 0
+    for repository in repositories:
+        repository.commit({**adapter, "adapter_model.safetensors": b"something else"})
+    assert typed("reproduce", "out", "--save-recipe", "way.yaml").code == 0
+    assert f"hf://me/x@{repositories[0].commits[0].sha}" in Path("way.yaml").read_text()
+    done = typed("run", "way.yaml", "-o", "again")
+    assert done.code == 0, done.err
+    assert bytes_of(Path("again")) == bytes_of(Path("out"))

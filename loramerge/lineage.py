@@ -1,0 +1,84 @@
+"""The way of a result as a recipe file: its record, in the words that a person writes."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from loramerge.adapter import Adapter
+from loramerge.document import recipe_document
+from loramerge.errors import LoramergeError, UsageError
+from loramerge.io._open import layout, open_adapter
+from loramerge.io._yaml import Value
+from loramerge.recipe import Named, find, options_of
+from loramerge.record import Canonical, Source
+from loramerge.retrace import CONVERT, Way
+
+__all__ = ["lineage"]
+
+
+def lineage(way: Way) -> dict[str, Value]:
+    """The recipe that makes a result from its first sources: one step, or several.
+
+    Sources on the Hub are named at their commits, others by where they are from here. Raises
+    UsageError where a conversion is on the way, which is no step of a recipe.
+    """
+    steps: list[dict[str, Value]] = []
+    _add(way, steps)
+    if len(steps) == 1:
+        return steps[0]
+    return {"steps": [*steps]}
+
+
+def _add(way: Way, steps: list[dict[str, Value]]) -> None:
+    """Append the step of a record, after those it needs."""
+    recipe = way.record.recipe
+    if recipe.method == CONVERT:
+        raise UsageError(
+            "A conversion is no step of a recipe.",
+            "leave out --save-recipe: the record in the header tells of it too",
+        )
+    adapters: list[Named] = []
+    facts = zip(way.record.sources, way.found, recipe.weights, recipe.alphas, strict=True)
+    for source, found, weight, alpha in facts:
+        if isinstance(found, Way):
+            adapters.append(Named(_named(found, steps), weight))
+        else:
+            reference = _reference(found)
+            adapters.append(Named(reference, weight, alpha, _from(reference, alpha, source)))
+    steps.append(recipe_document(recipe.method, adapters, _unusual(recipe), None))
+
+
+def _named(way: Way, steps: list[dict[str, Value]]) -> str:
+    """The name of a step that a later one takes."""
+    _add(way, steps)
+    name = f"step{len(steps)}"
+    steps[-1] = {"name": name, **steps[-1]}
+    return name
+
+
+def _reference(adapter: Adapter) -> str:
+    if adapter.origin is not None:
+        return adapter.origin.uri
+    path = adapter.source.path
+    held = path.parent if path.name == layout(adapter.layout).weights else path
+    return os.path.relpath(held, Path.cwd())
+
+
+def _from(reference: str, alpha: float | None, source: Source) -> str | None:
+    """The layout to read a source in, where its keys do not tell it."""
+    try:
+        told = open_adapter(reference, alpha, look=True).layout
+    except LoramergeError:
+        return source.layout
+    return None if told == source.layout else source.layout
+
+
+def _unusual(recipe: Canonical) -> Mapping[str, object]:
+    """Every value that is not the default."""
+    given = {**recipe.options, **recipe.settings}
+    options = {option.name: option.default for option in options_of(find(recipe.method)[0])}
+    return {
+        name: value
+        for name, value in given.items()
+        if value not in (None, []) and value != options.get(name)
+    }
