@@ -54,5 +54,5 @@ def lend_kernels_to_strict(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for name in ("bits", "cholesky", "gaussian", "tally"):
+    for name in ("bits", "cholesky", "gaussian", "ranks", "tally"):
         monkeypatch.setattr(_numpy, name, lent(getattr(_numpy, name)))

@@ -51,3 +51,17 @@ def test_a_gaussian_matrix_has_the_same_bits_in_both_backends(dtype: type) -> No
     assert ours.dtype == theirs.dtype == dtype
     assert np.array_equal(ours, theirs)
     assert not np.array_equal(ours, _numpy.gaussian(model, 5, 4, 4))
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ranks_are_the_places_in_a_stable_order(
+    rng: np.random.Generator, name: str, dtype: type
+) -> None:
+    x = np.abs(rng.standard_normal((2, 3, 50))).round(1).astype(dtype)  # many are equal
+    x[0, 1] = 0
+    backend = BACKENDS[name]
+    found = backend.take(kernels(backend.put(x)).ranks(backend.put(x)))
+    assert found.dtype == np.int32
+    for row, places in zip(x.reshape(-1, 50), found.reshape(-1, 50), strict=True):
+        assert np.array_equal(np.argsort(row, kind="stable"), np.argsort(places))

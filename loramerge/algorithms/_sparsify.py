@@ -7,16 +7,13 @@ from loramerge.adapter import Array
 from loramerge.algorithms._options import ThinningOptions
 from loramerge.algorithms._scope import Bound, choices
 from loramerge.algorithms._spaces import Stack
-from loramerge.linalg.kernels import double, like, namespace
+from loramerge.linalg.kernels import kernels, like, namespace
 from loramerge.linalg.masks import uniform
 
 __all__ = ["Thin", "sparsifier"]
 
 # A pure function of one tile [*b, rows, q] and the row it starts at.
 Thin: TypeAlias = Callable[[Array, int], Array]
-
-# Less than half a rounding of float32, even times a row's length.
-TIE = 2.0**-42
 
 
 def sparsifier(
@@ -71,7 +68,8 @@ def _della(stack: Stack, position: int, options: ThinningOptions, bounds: Sequen
     def thin(values: Array, row: int) -> Array:
         # Axes that are none hold zeros, which come first in the order.
         columns = stack.columns[..., None, None]
-        rank = namespace(values).clip(_rank(values) - (values.shape[-1] - columns), min=0)
+        place = kernels(values).ranks(abs(values))
+        rank = namespace(values).clip(place - (values.shape[-1] - columns), min=0)
         share = like(rank, values) / like(namespace(columns).clip(columns - 1, min=1), values)
         chance = (density - epsilon) + 2 * epsilon * share
         kept = like(_draw(stack, position, values, row) < chance, values)
@@ -79,18 +77,6 @@ def _della(stack: Stack, position: int, options: ThinningOptions, bounds: Sequen
         return found
 
     return thin
-
-
-def _rank(values: Array) -> Array:
-    """The rank of each magnitude in its row, 0 for the smallest; of equal ones the first is first.
-
-    Half the time of a stable sort: float32 magnitudes leave float64 room for the index.
-    """
-    xp = namespace(values)
-    index = xp.arange(values.shape[-1], dtype=xp.float64, device=values.device)
-    order = xp.argsort(double(abs(values)) * (1 + index * TIE), axis=-1, stable=False)
-    rank: Array = xp.argsort(order, axis=-1, stable=False)
-    return rank
 
 
 def _breadcrumbs(

@@ -28,6 +28,13 @@ def gaussian(model: Tensor, rows: int, columns: int, seed: int) -> Tensor:
     return torch.from_numpy(values).to(device=model.device, dtype=model.dtype)
 
 
+def ranks(x: Tensor) -> Tensor:
+    """The place of each number in its row."""
+    order = torch.argsort(x, dim=-1, stable=True)
+    place = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device).expand(x.shape)
+    return torch.empty_like(order, dtype=torch.int32).scatter_(-1, order, place)
+
+
 def tally(x: Tensor, bins: int) -> Tensor:
     """How often each whole number occurs."""
     return torch.bincount(x, minlength=bins)

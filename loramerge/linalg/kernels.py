@@ -26,6 +26,12 @@ class Kernels(Protocol):
     def gaussian(self, model: Array, rows: int, columns: int, seed: int) -> Array:
         """A standard normal [rows, columns] matrix of a seed, the same values on any device."""
 
+    def ranks(self, x: Array) -> Array:
+        """The place of numbers >= 0 in their row [..., n], 0 for the smallest; int32.
+
+        Of equal ones the first is first.
+        """
+
     def tally(self, x: Array, bins: int) -> Array:
         """How often each of 0 .. bins - 1 occurs in whole numbers x [n]. int64 [bins]"""
 
