@@ -7,10 +7,13 @@ from loramerge.adapter import Array
 from loramerge.algorithms._options import ThinningOptions
 from loramerge.algorithms._scope import Bound, choices
 from loramerge.algorithms._spaces import Stack
-from loramerge.linalg.kernels import kernels, like, namespace
+from loramerge.linalg.kernels import double, kernels, like, namespace
 from loramerge.linalg.masks import uniform
 
 __all__ = ["Thin", "sparsifier"]
+
+# Below every chance but 0: no number drawn is smaller, so that what is divided by it is 0.
+NEVER = 2.0**-60
 
 # A pure function of one tile [*b, rows, q] and the row it starts at.
 Thin: TypeAlias = Callable[[Array, int], Array]
@@ -65,15 +68,17 @@ def _della(stack: Stack, position: int, options: ThinningOptions, bounds: Sequen
     density = options.density
     epsilon = min(options.epsilon, density, 1 - density)
 
+    xp = namespace(stack.columns)
+    columns = double(stack.columns)[..., None, None]
+    slope = 2 * epsilon / xp.clip(columns - 1, min=1.0)
+
     def thin(values: Array, row: int) -> Array:
         # Axes that are none hold zeros, which come first in the order.
-        columns = stack.columns[..., None, None]
-        place = kernels(values).ranks(abs(values))
-        rank = namespace(values).clip(place - (values.shape[-1] - columns), min=0)
-        share = like(rank, values) / like(namespace(columns).clip(columns - 1, min=1), values)
-        chance = (density - epsilon) + 2 * epsilon * share
+        place = like(kernels(values).ranks(abs(values)), values)
+        rank = xp.clip(place - like(values.shape[-1] - columns, values), min=0.0)
+        chance = like(slope, values) * rank + (density - epsilon)
         kept = like(_draw(stack, position, values, row) < chance, values)
-        found: Array = values * kept / (chance * kept + (1 - kept))
+        found: Array = values * kept / xp.clip(chance, min=NEVER)
         return found
 
     return thin

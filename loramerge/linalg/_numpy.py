@@ -32,17 +32,18 @@ def ranks(x: Array) -> Array:
     columns = x.shape[-1]
     place = np.arange(columns, dtype=np.int32)
     if x.dtype == np.float32:  # bits are in the order of the numbers; the column comes after them
-        keys = x.view(np.int32).astype(np.int64)
-        keys <<= 32
-        keys |= place
-        keys.sort(axis=-1)
-        order = keys & 0xFFFFFFFF
+        order = x.view(np.int32).astype(np.int64)
+        order <<= 32
+        order |= place
+        order.sort(axis=-1)
+        order &= 0xFFFFFFFF
     else:
         order = np.argsort(x, axis=-1, stable=True)
     rows = x.size // columns
-    order = order.reshape(rows, columns) + columns * np.arange(rows)[:, None]
+    order = order.reshape(rows, columns)
+    order += columns * np.arange(rows)[:, None]
     found = np.empty(x.size, np.int32)
-    found[order.reshape(-1)] = np.tile(place, rows)
+    found[order] = place
     return found.reshape(x.shape)
 
 
