@@ -66,3 +66,11 @@ def test_nothing_is_split_where_a_piece_would_replace_something(here: Path) -> N
     done = typed("split", "a", "--every", "1")
     assert done.code == 1
     assert [path.name for path in (here / "pieces").iterdir()] == ["ranks-4-4"]
+
+
+def test_a_piece_of_ranks_that_are_only_padding_is_zero_and_says_so(here: Path) -> None:
+    assert typed("pad", "a", "--rank", "6", "-o", "padded").code == 0
+    done = typed("split", "padded", "--every", "5")
+    assert done.code == 0, done.err
+    assert "6 -> 0, stored as 1" in done.err
+    assert not any(delta.any() for delta in deltas(Path("pieces", "ranks-5-5")).values())

@@ -172,8 +172,8 @@ def ranks_in(plan: Plan) -> str:
 
 def _ranks_out(report: Report) -> str:
     kept = span(*report.rank)
-    stored = {m.stored_rank for m in report.modules if m.rank}
-    return f"{kept}, stored as {max(stored)}" if report.padded else kept
+    stored = max(module.stored_rank for module in report.modules)
+    return f"{kept}, stored as {stored}" if report.padded else kept
 
 
 def span(low: int, high: int) -> str:
