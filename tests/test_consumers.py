@@ -133,6 +133,15 @@ def test_ollama_takes_factors_for_transposed_where_the_rank_is_large(tmp_path: P
     assert f"loramerge squeeze {tmp_path / 'a'} --rank 4" in done.out
 
 
+def test_llama_cpp_turns_factors_of_gpt2_which_is_only_seen_where_a_layer_is_not_square(
+    tmp_path: Path,
+) -> None:
+    assert states(plain(tmp_path / "a", fan_in_fan_out=True))["llama.cpp"] == "refused"
+    square = {"c_proj": (np.ones((2, 6), np.float32), np.ones((6, 2), np.float32))}
+    path = write_peft(tmp_path / "b", square, fan_in_fan_out=True)
+    assert states(path)["llama.cpp"] == "wrong scale"
+
+
 def test_a_head_is_refused_by_servers(tmp_path: Path) -> None:
     extras = {"base_model.model.score.weight": np.ones((3, 6), np.float32)}
     path = plain(tmp_path / "a", extras=extras, modules_to_save=["score"])

@@ -91,6 +91,10 @@ def sglang(adapter: Adapter, max_rank: int) -> Verdict:
 def llama_cpp(adapter: Adapter, max_rank: int) -> Verdict:
     """The converter keeps lora_alpha and divides by each tensor's own rank."""
     found = _is_peft(adapter) or _says(adapter, "lora_alpha") or _is_plain(adapter)
+    if found is None and adapter.config.get("fan_in_fan_out"):
+        square = all(m.in_features == m.out_features for m in adapter.modules.values())
+        reason = "its converter transposes factors of Conv1D as if they were weights"
+        return Verdict("wrong scale" if square else "refused", reason)
     return found or _alpha_per_rank(adapter)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PretrainedConfig
 
 from tests.consumers.llama import CONFIG, HEADS, KEYS, LAYERS, THETA, TOKENS, WEIGHTS, WORDS
 from tests.typed import ROOT
@@ -21,7 +22,7 @@ CONVERTER = SOURCE / "vendor" / "llama.cpp" / "convert_lora_to_gguf.py"
 
 
 def write_base(path: Path) -> Path:
-    """The model with its weights in float32, and a vocabulary of words without meaning."""
+    """The model with its weights in float32."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(CONFIG.max_position_embeddings)
@@ -32,6 +33,17 @@ def write_base(path: Path) -> Path:
     writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
     writer.add_rope_dimension_count(CONFIG.hidden_size // HEADS)
     writer.add_rope_freq_base(THETA)
+    write_words(writer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+    for key, weight in WEIGHTS.items():
+        heads = {"q_proj": HEADS, "k_proj": KEYS}.get(key.split(".")[-2])
+        stored = weight if heads is None else paired(weight, heads)
+        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), stored)
+    return write(writer)
+
+
+def write_words(writer: Any) -> None:
+    """A vocabulary of words without meaning, three of them special."""
     writer.add_vocab_size(WORDS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_tokenizer_model("llama")
@@ -41,16 +53,15 @@ def write_base(path: Path) -> Path:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
-    for key, weight in WEIGHTS.items():
-        heads = {"q_proj": HEADS, "k_proj": KEYS}.get(key.split(".")[-2])
-        stored = weight if heads is None else paired(weight, heads)
-        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), stored)
+
+
+def write(writer: Any) -> Path:
+    """The file, once everything of it is known."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return Path(writer.path)
 
 
 def paired(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -59,10 +70,10 @@ def paired(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
-def convert(adapter: Path, out: Path) -> Path:
+def convert(adapter: Path, out: Path, config: PretrainedConfig = CONFIG) -> Path:
     """The adapter in GGUF, made by llama.cpp's own converter; it must succeed."""
     base = out.parent / "base"
-    CONFIG.save_pretrained(base)
+    config.save_pretrained(base)
     words = [sys.executable, CONVERTER, "--base", base, "--outtype", "f32", "--outfile", out]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([*words, adapter], check=True, capture_output=True, env=environment)
