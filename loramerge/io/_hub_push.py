@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from loramerge._lazy import hub_errors, huggingface_hub
 from loramerge.errors import HubError, UsageError
-from loramerge.io._hub_client import client, page
+from loramerge.io._hub_client import client, page, patiently
 from loramerge.io._hub_errors import explained
 from loramerge.io._reference import HubReference, hub_reference
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 __all__ = ["Pushed", "check_push", "upload"]
 
@@ -29,7 +33,7 @@ def check_push(repository: str) -> None:
         )
     with explained(repository, repository):
         try:
-            client().whoami()
+            patiently(client().whoami)
         except hub_errors.OfflineModeIsEnabled:
             raise HubError(
                 "Nothing can be sent while HF_HUB_OFFLINE is set.", "type: unset HF_HUB_OFFLINE"
@@ -48,10 +52,9 @@ def upload(
 
     Files that are there already cost nothing; where all are, there is no commit. Raises HubError.
     """
-    with explained(repository, repository):
-        client().create_repo(repository, private=private or None, exist_ok=True)
-        before = client().model_info(repository).sha
-        made = client().create_commit(
+
+    def commit() -> "CommitInfo":
+        return client().create_commit(
             repository,
             [
                 huggingface_hub.CommitOperationAdd(
@@ -62,4 +65,9 @@ def upload(
             commit_message=message,
             create_pr=create_pr,
         )
+
+    with explained(repository, repository):
+        patiently(lambda: client().create_repo(repository, private=private or None, exist_ok=True))
+        before = patiently(lambda: client().model_info(repository).sha)
+        made = patiently(commit)
         return Pushed(made.pr_url or page(repository), made.oid != before)

@@ -121,6 +121,27 @@ def test_a_result_outlives_a_push_that_fails_and_the_error_says_how_to_go_on(
     assert hub.repositories["me/new"].head.files["loramerge.json"]
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/api/whoami", "GET"),
+        ("/api/repos/create", "POST"),
+        ("/api/models/me/a", "GET"),
+        ("/preupload/", "POST"),
+        ("/commit/", "POST"),
+    ],
+)
+def test_a_push_outlasts_a_busy_hub(
+    path: str, method: str, status: int, hub: Hub, a: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.faults.append(Fault(path, times=2, status=status, method=method))
+    pushed("push", "a", "me/a")
+    assert hub.faults[0].times == 0
+    assert len(hub.repositories["me/a"].commits) == 2  # the empty one it is made with, and ours
+
+
 def test_an_unchanged_push_commits_nothing(hub: Hub, a: Path) -> None:
     pushed("push", "a", "me/a")
     sha = hub.repositories["me/a"].head.sha
