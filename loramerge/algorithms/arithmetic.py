@@ -66,6 +66,9 @@ def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectr
     magnitude, dare and della do better in knots, in a hundredth of the time; breadcrumbs does not,
     since there the largest entries are what the updates are. mergekit rescales what is left to the
     norm before, if at all; we by the chance to be kept, as the papers do.
+
+    What to expect. Eight adapters in one of rank 16 score .53 exact match at scale auto, and .63
+    with --calibrate svc, which takes away what they add up together (docs/calibrations.md).
     """
     if options.sparsify == "none":
         return concat(updates.factors, updates.weights)
