@@ -116,4 +116,4 @@ def test_dora_magnitudes_are_refused_by_name(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "a.safetensors")
     done = typed("squeeze", tmp_path / "a.safetensors", "-r", "1", "-o", tmp_path / "o")
     assert done.code == 1
-    assert "DoRA (m)" in done.err
+    assert "DoRA (magnitude)" in done.err

@@ -7,16 +7,19 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from loramerge.adapter import Kind, Module, TensorInfo
+from loramerge.adapter import Kind, Module, TensorInfo, Variant
 from loramerge.errors import AdapterError, listed
 from loramerge.io._source import FLOATS, QUANTISED, Source
 
 __all__ = [
+    "BAKE",
+    "DECOMPOSED",
     "INCOMPLETE",
     "Grammar",
     "alpha_of",
     "check_owners",
     "check_pairs",
+    "dora",
     "factor_shapes",
     "kind_of",
     "pair",
@@ -27,6 +30,9 @@ __all__ = [
 MAX_RANK = 65536
 # What models call their embeddings, whose factors some layouts store as those of any layer.
 EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "word_embeddings")
+# What makes DoRA more than a sum, and what to do about it.
+DECOMPOSED = "its magnitudes act on the sum of base weight and update, which needs the base model"
+BAKE = "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16"
 INCOMPLETE = "the file is incomplete: save it or download it again"
 
 
@@ -66,6 +72,15 @@ def alpha_of(source: Source, roles: Mapping[str, str]) -> float:
             f"{source.path}: {roles['alpha']} is {alpha}.", "use an earlier checkpoint"
         )
     return alpha
+
+
+def dora(
+    groups: Mapping[str, Mapping[str, str]], role: str, hint: str = BAKE
+) -> tuple[Variant, ...]:
+    """DoRA, where some module has magnitudes, which are stored under this role."""
+    if not any(role in roles for roles in groups.values()):
+        return ()
+    return (Variant(f"DoRA ({role})", DECOMPOSED, hint),)
 
 
 def check_pairs(groups: Mapping[str, Mapping[str, str]], a: str, b: str, where: str) -> None:

@@ -1,12 +1,13 @@
 """Keys of PEFT's files, whatever the tuner: prefixes, wrappers, and what is saved beside."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
-from loramerge.adapter import Extra
+from loramerge.adapter import Adapter, Extra, Module
+from loramerge.io._layout import Given
 from loramerge.io._source import Source
 
-__all__ = ["EXTRAS", "PREFIX", "beside", "clean", "saved_beside"]
+__all__ = ["EXTRAS", "PREFIX", "beside", "clean", "saved_beside", "tuned"]
 
 PREFIX = "base_model.model."
 # What training loops wrap around a model; PEFT itself would then load nothing.
@@ -27,6 +28,36 @@ TUNED = re.compile(r"[._](lora|vera|vblora|randlora|hada|lokr)_")
 def saved_beside(key: str) -> bool:
     """Whether PEFT may have saved a tensor beside those of a tuner: a head, a bias, token rows."""
     return WRAPPERS.sub("", key).startswith(PREFIX) and TUNED.search(key) is None
+
+
+def tuned(
+    given: Given,
+    layout: str,
+    modules: Iterable[Module],
+    parts: Collection[str] = (),
+    *,
+    notes: Sequence[str] = (),
+    scale_assumed: bool = False,
+) -> Adapter:
+    """The adapter of one of PEFT's tuners, from now on as plain LoRA with the facts of its config.
+
+    `parts` are keys of the tuner's own, beyond those of `modules`.
+    """
+    found, config = {module.name: module for module in modules}, given.config or {}
+    own = {key for module in found.values() for key in module.keys.values()}
+    base = config.get("base_model_name_or_path")
+    return Adapter(
+        reference=given.reference,
+        layout=layout,
+        modules=found,
+        source=given.source,
+        extras=beside(given.source, own | set(parts)),
+        config={**config, "peft_type": "LORA"},
+        metadata=given.source.metadata,
+        base_model=base if isinstance(base, str) else None,
+        assumed=tuple(notes),
+        scale_assumed=scale_assumed,
+    )
 
 
 def clean(path: str) -> str:

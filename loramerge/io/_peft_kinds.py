@@ -6,6 +6,7 @@ from typing import Any
 
 from loramerge.adapter import Variant
 from loramerge.errors import AdapterError
+from loramerge.io._grammar import BAKE, DECOMPOSED
 from loramerge.io._header import shown
 
 __all__ = ["check_type", "signs", "unknown_fields", "variants"]
@@ -42,8 +43,8 @@ FIELDS: Mapping[str, Variant] = {
         (
             "use_dora",
             "DoRA",
-            "its magnitudes act on the sum of base weight and update, which needs the base model",
-            "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
+            DECOMPOSED,
+            BAKE,
         ),
         (
             "lora_bias",

@@ -4,16 +4,15 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from loramerge.adapter import Adapter, Extra, Module, Variant
+from loramerge.adapter import Adapter, Extra, Module
 from loramerge.errors import UsageError
-from loramerge.io._grammar import factor_shapes
+from loramerge.io._grammar import dora, factor_shapes
 from loramerge.io._layout import Draft, Given, Stored, alpha_of
 from loramerge.io._source import Source
 
 __all__ = [
     "BUNDLED",
     "COMPONENT",
-    "DORA",
     "ORIGINAL",
     "PREFIXED",
     "agreed",
@@ -40,11 +39,6 @@ ORIGINAL = (
 PREFIXED = re.compile(rf"{COMPONENT}|{ORIGINAL}|(?:diffusion_model|text_encoders)\.")
 # OneTrainer puts the embeddings it trained beside the pairs.
 BUNDLED = "bundle_emb."
-DORA = Variant(
-    "DoRA (dora_scale)",
-    "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
-)
 # The families of metadata that trainers write: of the training, and of the model (modelspec).
 FAMILIES = ("ss_", "modelspec.")
 # What they say of the file alone that the result is not.
@@ -107,7 +101,7 @@ def described(
         source=source,
         naming=layout,
         extras=tuple(extras),
-        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
+        variants=dora(groups, "dora_scale"),
         metadata=source.metadata,
         base_model=source.metadata.get("ss_base_model_version"),
         assumed=(note,) if silent else (),

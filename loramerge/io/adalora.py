@@ -11,7 +11,7 @@ from loramerge.errors import AdapterError
 from loramerge.io._grammar import INCOMPLETE, Grammar, check_owners, check_pairs, pair
 from loramerge.io._layout import Given, Layout
 from loramerge.io._peft_config import scale_of
-from loramerge.io._peft_keys import beside, clean, saved_beside
+from loramerge.io._peft_keys import clean, saved_beside, tuned
 from loramerge.io._source import Source
 
 NAME, LABEL = r"(?P<module>.+?)", r"(\.(?!weight$)[^.]+)?"
@@ -57,19 +57,8 @@ def read(given: Given) -> Adapter:
     notes = [f"no rank is left in {closed} modules: they are gone"] if closed else []
     if alpha is None:
         notes.append("scale 1: the file does not say its alpha (--alpha N sets it)")
-    base = config.get("base_model_name_or_path")
-    return Adapter(
-        reference=where,
-        layout="adalora",
-        modules=found,
-        source=source,
-        extras=beside(source, {key for roles in groups.values() for key in roles.values()}),
-        config={**config, "peft_type": "LORA"},
-        metadata=source.metadata,
-        base_model=base if isinstance(base, str) else None,
-        assumed=tuple(notes),
-        scale_assumed=alpha is None,
-    )
+    parts = [key for roles in groups.values() for key in roles.values()]
+    return tuned(given, "adalora", found.values(), parts, notes=notes, scale_assumed=alpha is None)
 
 
 def _module(source: Source, name: str, roles: Mapping[str, str], alpha: float | None) -> Module:

@@ -9,14 +9,13 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import AdapterError, listed
-from loramerge.io._grammar import Grammar, scaled
+from loramerge.io._grammar import Grammar, dora, scaled
 from loramerge.io._layout import Draft, Given, Layout, Written, alpha_of
 from loramerge.io._peft_config import header_facts, pattern, portable_config, rank_pattern, scale_of
 from loramerge.io._peft_kinds import variants
 from loramerge.io._pipeline import (
     BUNDLED,
     COMPONENT,
-    DORA,
     ORIGINAL,
     agreed,
     bundled,
@@ -85,7 +84,6 @@ def read(given: Given) -> Adapter:
             f"{HEADER} states another rank than the tensors of {listed(wrong, 3)}; the tensors' "
             "rank is used"
         )
-    dora = any("dora_scale" in roles for roles in groups.values())
     merged = {name: value for config in configs.values() for name, value in config.items() if value}
     base = merged.get("base_model_name_or_path")
     return Adapter(
@@ -95,7 +93,7 @@ def read(given: Given) -> Adapter:
         source=source,
         naming="diffusers",
         extras=bundled(source),
-        variants=(*variants(merged, source.tensors), *((DORA,) if dora else ())),
+        variants=(*variants(merged, source.tensors), *dora(groups, "dora_scale")),
         metadata=source.metadata,
         base_model=base if isinstance(base, str) else None,
         assumed=tuple(notes),

@@ -11,7 +11,7 @@ from loramerge.errors import AdapterError
 from loramerge.io._grammar import INCOMPLETE, Grammar
 from loramerge.io._layout import Given, Layout
 from loramerge.io._peft_config import Scale, scale_of
-from loramerge.io._peft_keys import beside, clean, saved_beside
+from loramerge.io._peft_keys import clean, saved_beside, tuned
 from loramerge.io._products import hadamard, kronecker
 
 NAME = r"(?P<module>.+?)"
@@ -51,25 +51,15 @@ def read(given: Given) -> Adapter:
         )
     stated = {"lora_alpha": config["alpha"]} if "alpha" in config else {}
     scale = scale_of({**config, **stated}, given.alpha)
-    modules = {}
+    modules = []
     for stored, roles in GRAMMAR.group(source.tensors).items():
         kind = next(iter(roles)).partition(" ")[0]
         own = {role.removeprefix(f"{kind} "): key for role, key in roles.items()}
         if not all(role.startswith(kind) for role in roles):
             raise AdapterError(f"{where}: {stored} is of two kinds.", INCOMPLETE)
         module, _ = KINDS[kind](clean(stored), own, source.tensors)
-        modules[module.name] = replace(module, scaling=_scaling(scale, config, module))
-    base = config.get("base_model_name_or_path")
-    return Adapter(
-        reference=where,
-        layout="loha_lokr",
-        modules=modules,
-        source=source,
-        extras=beside(source, {key for m in modules.values() for key in m.keys.values()}),
-        config={**config, "peft_type": "LORA"},
-        metadata=source.metadata,
-        base_model=base if isinstance(base, str) else None,
-    )
+        modules.append(replace(module, scaling=_scaling(scale, config, module)))
+    return tuned(given, "loha_lokr", modules)
 
 
 def _scaling(scale: Scale, config: Mapping[str, Any], module: Module) -> float:

@@ -9,7 +9,7 @@ from loramerge.errors import AdapterError
 from loramerge.io._grammar import INCOMPLETE, Grammar, check_owners, check_pairs, pair
 from loramerge.io._layout import Given, Layout
 from loramerge.io._peft_config import scale_of
-from loramerge.io._peft_keys import beside, clean, saved_beside
+from loramerge.io._peft_keys import clean, saved_beside, tuned
 
 NAME, LABEL = r"(?P<module>.+?)", r"(\.[^.]+)?"
 GRAMMAR = Grammar(
@@ -46,7 +46,7 @@ def read(given: Given) -> Adapter:
     config = given.config or {}
     stated = "lora_alpha" in config or given.alpha is not None
     scale = scale_of(config, given.alpha) if stated else None
-    modules = {}
+    modules = []
     for stored, roles in groups.items():
         A, B, core = (source.tensors[roles[role]] for role in ("A", "B", "core"))
         module = pair(clean(stored), roles, A, B, "linear")
@@ -56,21 +56,9 @@ def read(given: Given) -> Adapter:
                 INCOMPLETE,
             )
         scaling = scale.of(module.name, module.rank) if scale else 1.0
-        modules[module.name] = replace(module, scaling=scaling, form=_cored)
-    base = config.get("base_model_name_or_path")
-    silent = ("scale 1: the file does not say its alpha (--alpha N sets it)",)
-    return Adapter(
-        reference=where,
-        layout="loraxs",
-        modules=modules,
-        source=source,
-        extras=beside(source, {key for roles in groups.values() for key in roles.values()}),
-        config=config,
-        metadata=source.metadata,
-        base_model=base if isinstance(base, str) else None,
-        assumed=() if stated else silent,
-        scale_assumed=not stated,
-    )
+        modules.append(replace(module, scaling=scaling, form=_cored))
+    notes = () if stated else ("scale 1: the file does not say its alpha (--alpha N sets it)",)
+    return tuned(given, "loraxs", modules, notes=notes, scale_assumed=not stated)
 
 
 def _cored(source: TensorSource, module: Module) -> LowRank:

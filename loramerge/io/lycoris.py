@@ -6,9 +6,9 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Extra, Module
 from loramerge.errors import AdapterError, listed
-from loramerge.io._grammar import INCOMPLETE, Grammar, alpha_of, pair
+from loramerge.io._grammar import INCOMPLETE, Grammar, alpha_of, dora, pair
 from loramerge.io._layout import Given, Layout
-from loramerge.io._pipeline import DORA, own_scale
+from loramerge.io._pipeline import own_scale
 from loramerge.io._products import full, hadamard, kronecker, tucker
 from loramerge.io._source import Source
 
@@ -85,7 +85,7 @@ def read(given: Given) -> Adapter:
             for key, info in source.tensors.items()
             if (match := BESIDE.fullmatch(key))
         ),
-        variants=(DORA,) if any("dora_scale" in roles for roles in groups.values()) else (),
+        variants=dora(groups, "dora_scale"),
         metadata=source.metadata,
         base_model=source.metadata.get("ss_base_model_version"),
         assumed=tuple(notes),

@@ -16,11 +16,18 @@ from loramerge.adapter import (
     LowRank,
     Module,
     TensorSource,
-    Variant,
     public_base,
 )
 from loramerge.errors import AdapterError, IncompatibleError, UsageError, listed
-from loramerge.io._grammar import INCOMPLETE, Grammar, check_owners, check_pairs, kind_of, pair
+from loramerge.io._grammar import (
+    INCOMPLETE,
+    Grammar,
+    check_owners,
+    check_pairs,
+    dora,
+    kind_of,
+    pair,
+)
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 
 NAME = r"(?P<module>.+)"
@@ -30,11 +37,6 @@ GRAMMAR = Grammar(
         ("B", re.compile(NAME + r"\.lora_b")),
         ("magnitude", re.compile(NAME + r"\.m")),
     )
-)
-DORA = Variant(
-    "DoRA (m)",
-    "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "make plain LoRA of it: loramerge bake ADAPTER --base MODEL --rank 16",
 )
 # What mlx-lm calls a layer of experts; transformers numbers them in `experts`.
 SWITCH, EXPERTS = (
@@ -73,7 +75,7 @@ def read(given: Given) -> Adapter:
         layout="mlx",
         modules=modules,
         source=source,
-        variants=(DORA,) if any("magnitude" in roles for roles in groups.values()) else (),
+        variants=dora(groups, "magnitude"),
         config=config,
         metadata=source.metadata,
         base_model=base if isinstance(base, str) else None,

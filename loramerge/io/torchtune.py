@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter, Variant
-from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
+from loramerge.adapter import Adapter
+from loramerge.io._grammar import Grammar, check_owners, check_pairs, dora, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
 
 NAME = r"(?P<module>.+)"
@@ -16,11 +16,6 @@ GRAMMAR = Grammar(
         ("B", re.compile(NAME + r"\.lora_b\.weight")),
         ("magnitude", re.compile(NAME + r"\.magnitude")),
     )
-)
-DORA = Variant(
-    "DoRA (magnitude)",
-    "its magnitudes act on the sum of base weight and update, which needs the base model",
-    "merge it into its base model with torchtune",
 )
 
 
@@ -57,7 +52,7 @@ def read(given: Given) -> Adapter:
         modules=modules,
         source=source,
         naming="torchtune",
-        variants=(DORA,) if any("magnitude" in roles for roles in groups.values()) else (),
+        variants=dora(groups, "magnitude", "merge it into its base model with torchtune"),
         metadata=source.metadata,
         assumed=("scale 1: the file does not say its alpha (--alpha N sets it)",) if silent else (),
         scale_assumed=silent,

@@ -12,7 +12,7 @@ from loramerge.adapter import Adapter, Array, LowRank, Module, TensorSource
 from loramerge.errors import AdapterError, UsageError
 from loramerge.io._grammar import INCOMPLETE, Grammar, check_pairs
 from loramerge.io._layout import Given, Layout
-from loramerge.io._peft_keys import beside, clean, saved_beside
+from loramerge.io._peft_keys import clean, saved_beside, tuned
 from loramerge.io._source import Source
 
 NAME = r"(?P<module>.+?)"
@@ -52,25 +52,14 @@ def read(given: Given) -> Adapter:
         check_pairs(groups, f"A{end}", f"B{end}", where)
     check_pairs(groups, "A indices", "A weights", where)
     if BANK not in source.tensors:
-        raise AdapterError(f"{where} does not hold {BANK}.", INCOMPLETE)
+        raise AdapterError(f"{where} does not hold {BANK}.", "name a file that holds it: --shared")
     config = given.config or {}
     topk = config.get("topk", DEFAULT_TOPK)
     if not isinstance(topk, int) or topk < 1:
         raise AdapterError(f"adapter_config.json: topk is {topk!r}.", "correct adapter_config.json")
     modules = [_module(source, name, roles, topk) for name, roles in groups.items()]
-    base = config.get("base_model_name_or_path")
-    known = {key for module in modules for key in module.keys.values()}
-    return Adapter(
-        reference=where,
-        layout="vblora",
-        modules={module.name: module for module in modules},
-        source=source,
-        extras=beside(source, known),
-        config={**config, "peft_type": "LORA"},
-        metadata=source.metadata,
-        base_model=base if isinstance(base, str) else None,
-        assumed=() if "topk" in config else (f"topk {DEFAULT_TOPK}, PEFT's default",),
-    )
+    notes = () if "topk" in config else (f"topk {DEFAULT_TOPK}, PEFT's default",)
+    return tuned(given, "vblora", modules, notes=notes)
 
 
 def _module(source: Source, name: str, roles: Mapping[str, str], topk: int) -> Module:

@@ -7,7 +7,7 @@ from loramerge.adapter import Adapter, LowRank, Module, TensorSource
 from loramerge.errors import AdapterError, UsageError, listed
 from loramerge.io._grammar import Grammar, check_owners, check_pairs
 from loramerge.io._layout import Given, Layout
-from loramerge.io._peft_keys import beside, clean, saved_beside
+from loramerge.io._peft_keys import clean, saved_beside, tuned
 from loramerge.io._source import Source
 
 NAME, LABEL = r"(?P<module>.+?)", r"(\.[^.]+)?"
@@ -65,19 +65,7 @@ def read(given: Given) -> Adapter:
             "convert it in PEFT: peft.save_as_lora('converted', model, rank=16)",
         )
     modules = [_module(source, name, roles, shared) for name, roles in groups.items()]
-    config = given.config or {}
-    base = config.get("base_model_name_or_path")
-    known = {key for module in modules for key in module.keys.values()}
-    return Adapter(
-        reference=where,
-        layout="vera",
-        modules={module.name: module for module in modules},
-        source=source,
-        extras=beside(source, known),
-        config={**config, "peft_type": "LORA"},
-        metadata=source.metadata,
-        base_model=base if isinstance(base, str) else None,
-    )
+    return tuned(given, "vera", modules)
 
 
 def _module(
