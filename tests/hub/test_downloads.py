@@ -178,33 +178,44 @@ def test_a_body_cut_once_is_asked_for_again(
     assert [request.sent for request in hub.asked("/cdn/")][-2:] == [1000, len(weights(adapter))]
 
 
-def test_a_killed_download_leaves_nothing_and_the_next_one_succeeds(
-    hub: Hub, tmp_path: Path, here: Path, rng: np.random.Generator
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("names", [("me/x",), ("me/x", "me/y")])
+def test_a_download_that_is_stopped_leaves_nothing_and_the_next_one_succeeds(
+    names: tuple[str, ...],
+    sent: signal.Signals,
+    hub: Hub,
+    tmp_path: Path,
+    here: Path,
+    rng: np.random.Generator,
 ) -> None:
     large = {"up_proj": (rng.standard_normal((64, 1024)), rng.standard_normal((1024, 64)))}
-    hub.create("me/x", files(write_peft(tmp_path / "large", large)))
-    hub.faults.append(Fault("/resolve/", times=0))
+    for name in names:
+        hub.create(name, files(write_peft(tmp_path / name, large)))
     env = {
         "HF_ENDPOINT": hub.address,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    words = [str(BIN / "loramerge"), "squeeze", "me/x", "-r", "2", "-q"]
+    words = [str(BIN / "loramerge"), "cat", *names, "-o", "out", "-q"]
     slow = Fault("/cdn/", times=99, pause=0.2)
     hub.faults.append(slow)
-    process = subprocess.Popen(words, env=clean(env), cwd=here)
+    process = subprocess.Popen(words, env=clean(env), cwd=here, stderr=subprocess.PIPE)
     while not [r for r in hub.requests if r.method == "HEAD" and r.path.endswith("safetensors")]:
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    began = time.monotonic()
+    said = process.communicate()[1]
+    assert time.monotonic() - began < 2  # what is left of each download takes 6 s
+    if sent == signal.SIGINT:
+        assert (process.returncode, said) == (130, b"\nstopped\n")
     assert tree(here) == []
     slow.times, slow.pause = 0, 0
     done = subprocess.run(words, env=clean(env), cwd=here, check=False, capture_output=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"x-r2\n", b"")
-    assert {path.name for path in here.iterdir()} == {"x-r2"}
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"")
+    assert {path.name for path in here.iterdir()} == {"out"}
 
 
 def test_python_takes_references_too(
