@@ -16,7 +16,7 @@ from loramerge.io._hub import look_up
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
 from loramerge.io._hub_push import Pushed, check_push, upload
-from loramerge.io._open import open_adapter
+from loramerge.io._open import on_hub, open_adapter
 from loramerge.io._reference import hub_reference
 from loramerge.io._source import open_source
 from loramerge.io._write import check_free, staged
@@ -110,10 +110,17 @@ def push(
     for a name no repository has, HubError.
     """
     path = str(adapter.files if isinstance(adapter, Result) else adapter)
-    find_on_disk(path)  # never a reference
+    if on_hub(path):
+        raise AdapterError(
+            f"{path} is not here, and only what is here can be sent.",
+            f"bring it first: loramerge pull {path}",
+        )
+    find_on_disk(path)
     check_push(repository)
     opened, directory = open_adapter(path), Path(path).expanduser()
     weights = opened.source.path
+    if weights.name == WEIGHTS:
+        directory = weights.parent  # without its config it would lose its scale
     name = WEIGHTS if beside and CONFIG in beside else weights.name
     files: dict[str, Path | bytes] = {name: weights, **(beside or {})}
     if directory.is_dir():

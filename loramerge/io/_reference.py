@@ -67,7 +67,9 @@ def _located(text: str, location: str) -> HubReference:
     """The place of the body of an hf:// address: [models/]user/repo[@revision][/path]."""
     kind = location.partition("/")[0]
     if kind in OTHERS:
-        raise UsageError(f"{text} is in the Hub's {kind}; adapters are in model repositories.")
+        raise UsageError(
+            f"{text} is in the Hub's {kind}; adapters are in model repositories.", FORMS
+        )
     found = LOCATION.fullmatch(location.removeprefix("models/").strip("/"))
     if found is None or "//" in location:
         raise UsageError(f"{text} is no address of a repository on the Hub.", FORMS)

@@ -50,6 +50,13 @@ def test_a_push_makes_the_repository_and_prints_its_address(hub: Hub, a: Path) -
     assert not hub.repositories["me/a"].private
 
 
+def test_the_weights_of_a_directory_are_pushed_with_their_scale(hub: Hub, a: Path) -> None:
+    pushed("push", str(a / "adapter_model.safetensors"), "me/a")
+    files = hub.repositories["me/a"].head.files
+    assert files["adapter_config.json"] == (a / "adapter_config.json").read_bytes()
+    assert not pushed("push", "a", "me/a", "--json").out.count("true")
+
+
 def test_a_private_push(hub: Hub, a: Path) -> None:
     pushed("push", "a", "me/a", "--private")
     assert hub.repositories["me/a"].private
@@ -251,6 +258,7 @@ def test_a_licence_is_stated_only_where_the_sources_agree(
         ("push a a", ENV, 2, "a is no name of a repository"),
         ("push a me/a@main", ENV, 2, "me/a@main is no name of a repository"),
         ("push none me/a", ENV, 1, "none does not exist"),
+        ("push you/a me/a", ENV, 1, "you/a is not here, and only what is here can be sent"),
         ("squeeze a -r 2 --push me/a", {}, 1, "You are not logged in to the Hub."),
         ("squeeze a a -r 2 --out-dir x --push me/a", ENV, 2, "several results"),
         ("squeeze a -r 2 --out-dir x --push me/a", ENV, 2, "--push sends one result"),
