@@ -64,7 +64,8 @@ class Compute(Struct, frozen=True):
 
     def load(self, arrays: list[Array]) -> Array:
         """Arrays of equal shape as one batch on the device, in the compute dtype."""
-        stacked = np.stack([array.astype(self.dtype, copy=False) for array in arrays])
+        cast_to = [array.astype(self.dtype, copy=False) for array in arrays]
+        stacked = cast_to[0][None] if len(arrays) == 1 else np.stack(cast_to)
         return stacked if self.on_cpu else cast(Array, torch.from_numpy(stacked).to(self.device))
 
     def unload(self, batch: Array) -> Array:
