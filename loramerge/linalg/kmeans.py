@@ -131,6 +131,8 @@ def starts(between: Array, live: Array, k: int, seed: int, restarts: int) -> Arr
     draws = xp.asarray(numbers, dtype=between.dtype, device=between.device)
     alive = like(live, between)[:, None, :]
     between = between * alive
+    item = xp.arange(between.shape[0], device=between.device)[:, None]
+    run = xp.arange(restarts, device=between.device)
     nearest = xp.broadcast_to(alive, (between.shape[0], restarts, between.shape[1]))
     chosen = [_drawn(nearest, draws[:, :1])[..., 0]]
     nearest = _rows(between, chosen[0])
@@ -140,8 +142,8 @@ def starts(between: Array, live: Array, k: int, seed: int, restarts: int) -> Arr
         total = xp.sum(nearer, axis=-1)
         least = total <= (1 + TIE) * xp.min(total, axis=-1, keepdims=True)
         best = xp.argmax(xp.astype(least, xp.int8), axis=-1)
-        chosen.append(xp.take_along_axis(candidates, best[..., None], axis=-1)[..., 0])
-        nearest = xp.take_along_axis(nearer, best[..., None, None], axis=-2)[..., 0, :]
+        chosen.append(candidates[item, run, best])
+        nearest = xp.minimum(nearest, _rows(between, chosen[-1]))
     indices: Array = xp.stack(chosen, axis=-1)
     return indices
 
