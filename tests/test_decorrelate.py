@@ -59,7 +59,7 @@ def written_out(updates: Updates, ridge: float, flatten: float) -> np.ndarray:
     d = (1 - 1 / effective) / (1 - 1 / T)
     U, s, Vh = np.linalg.svd(d * R / np.linalg.norm(R) + (1 - d) * S / length)
     leading = round(np.mean([f.rank for f in updates.factors]))
-    lift = np.maximum(s / s[0], 1e-2) ** (d * (flatten - 1))
+    lift = np.maximum(s / s[0], 1e-2) ** ((1 - 1 / effective) * (flatten - 1))
     lift[leading:] = lift[leading - 1]
     s = s * lift
     s *= min(length, sum(norms) ** 2 / T / length) / np.linalg.norm(s[:leading])

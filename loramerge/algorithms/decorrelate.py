@@ -30,19 +30,22 @@ class DecorrelateOptions(Options, frozen=True):
         Meta(
             gt=0,
             le=1,
-            description="Power of the leading singular values of the result; 1 leaves them.",
+            description="Power of the leading singular values where many updates are merged; "
+            "1 leaves them.",
         ),
-    ] = 0.4
+    ] = 0.5
 
 
 class Agreement(NamedTuple):
     """How long updates are, and how far they differ: 0 for copies, 1 at right angles.
 
-    norms [*b, k], of the weighted updates; the others [*b]. `length` is what the result gets.
+    norms [*b, k], of the weighted updates; the others [*b]. `effective` is how many there are in
+    effect, from 1 to k; `length` is what the result gets.
     """
 
     norms: Array
     total: Array
+    effective: Array
     difference: Array
     length: Array
 
@@ -76,8 +79,8 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
 
     Copies need no decorrelation. With T_eff = (sum_t n_t)^2 / ||S||^2 in [1, T] and
     d = (1 - 1/T_eff) / (1 - 1/T), the regression has share d and S share 1 - d, each of unit
-    length; the power is 1 - d (1 - flatten). One adapter, or T copies, come back unchanged, and
-    checkpoints of one run are nearly averaged.
+    length. Few tasks drown less than many: the power is 1 - (1 - 1/T_eff) (1 - flatten). One
+    adapter, or T copies, come back unchanged, and checkpoints of one run are nearly averaged.
 
     Where it differs. RegMean (arXiv:2212.09849) has the inputs. WUDI (arXiv:2503.08099) takes each
     module's own update and a pseudo-inverse, which collapses where adapters share their initial A.
@@ -110,7 +113,7 @@ def _agreement(updates: Updates) -> Agreement:
     several = xp.clip(count, min=2.0)
     difference = xp.where(count > 1, (1 - 1 / effective) / (1 - 1 / several), xp.zeros_like(count))
     length = xp.minimum(total, own / count * effective**0.5)
-    return Agreement(norms, total, difference, length)
+    return Agreement(norms, total, effective, difference, length)
 
 
 def _count(norms: Array) -> Array:
@@ -194,7 +197,7 @@ def _lengthened(
     top = xp.where(s[..., :1] > 0, s[..., :1], xp.ones_like(s[..., :1]))
     ratio = xp.clip(s / top, min=SMALLEST)
     last = xp.min(xp.where(leading > 0, ratio, xp.ones_like(ratio)), axis=-1)[..., None]
-    power = (flatten - 1) * agreement.difference
+    power = (flatten - 1) * (1 - 1 / agreement.effective)
     s = s * xp.where(leading > 0, ratio, last) ** power[..., None]
     length = xp.sum((s * leading) ** 2, axis=-1) ** 0.5
     unit = agreement.length / xp.where(length > 0, length, xp.ones_like(length))
