@@ -12,6 +12,8 @@ from loramerge.errors import IncompatibleError
 from loramerge.filling import Filling
 from loramerge.io._layout import Written
 from loramerge.linalg.factors import compare, pad, revived
+from loramerge.linalg.kernels import namespace
+from loramerge.linalg.spectrum import columnwise
 from loramerge.plan import Plan
 from loramerge.reading import key_of
 from loramerge.record import KEY
@@ -96,7 +98,8 @@ class Output:
 
 def terms(update: LowRank) -> int:
     """How many rank-1 terms are not zero."""
-    return int(np.count_nonzero(update.A.any(axis=-1) & update.B.any(axis=-2)))
+    xp = namespace(update.B)
+    return int(np.count_nonzero(update.A.any(axis=-1) & columnwise(xp.any, update.B)))
 
 
 def _holds_numbers(target: Target) -> bool:
