@@ -36,8 +36,9 @@ def page_place(name: str, asked: str | None, out_dir: str | None, force: bool) -
 
 def write_page(place: Path | None, report: "Report", force: bool) -> None:
     """Write the page, where one was asked for."""
+    if place is None:
+        return
     from loramerge.io._write import write_text
     from loramerge.page import page
 
-    if place is not None:
-        write_text(place, page(report), force)
+    write_text(place, page(report), force)

@@ -19,8 +19,7 @@ from loramerge.io._files import (
     parsed,
     pick,
 )
-from loramerge.io._pickle import open_pickle
-from loramerge.io._source import open_source
+from loramerge.io._source import Source, open_source
 
 __all__ = ["find_on_disk"]
 
@@ -43,7 +42,7 @@ def find_on_disk(reference: str, allow_pickle: bool = False) -> Found:
     pickled = weights.suffix in PICKLES
     if pickled and not allow_pickle:
         raise is_pickle(weights)
-    source = open_pickle(weights) if pickled else open_source(weights)
+    source = _unpickled(weights) if pickled else open_source(weights)
     config = _read(weights.parent / CONFIG)
     card = _read(weights.parent / CARD) if weights.name in USUAL else None
     return Found(
@@ -65,6 +64,12 @@ def _elsewhere(reference: str) -> str:
     if len(rest) > 1 and first.strip(".~") and not Path(first).exists():
         return f"if it is on the Hub, type: {first}/{rest[0]}:{'/'.join(rest[1:])}"
     return f"see what is there: ls {Path(reference).parent}"
+
+
+def _unpickled(weights: Path) -> Source:
+    from loramerge.io._pickle import open_pickle  # with what opens zips, for the few who ask
+
+    return open_pickle(weights)
 
 
 def _weights(directory: Path, allow_pickle: bool) -> Path:

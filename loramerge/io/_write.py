@@ -4,7 +4,6 @@ import ctypes
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -114,7 +113,7 @@ def staged(final: Path, force: bool) -> Iterator[Path]:
     with _reported(final):
         final = final.absolute()
         new = [parent for parent in final.parents if not parent.exists()]
-        temporary = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}.tmp"
+        temporary = final.parent / f".{final.name[:100]}.{os.urandom(4).hex()}.tmp"
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -143,7 +142,7 @@ def write_text(path: Path, text: str, force: bool) -> None:
     """Write a text file, whole or not at all. Raises OutputError where one is there already."""
     check_text(path, force)
     with _reported(path):
-        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f".{path.name[:100]}.{os.urandom(4).hex()}.tmp")
         try:
             temporary.write_text(text, "utf-8", errors="surrogateescape")
             temporary.replace(path)
