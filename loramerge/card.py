@@ -58,7 +58,7 @@ def card(report: Report) -> str:
         _summary(report),
         _errors(report),
     ]
-    if notes := [*report.notes, *_unagreed(plan.adapters)]:
+    if notes := report.notes:
         parts.append("\n".join(f"- {_escaped(note)}" for note in notes))
     return "\n\n".join([*parts, *_load(plan.layout.name)]) + "\n"
 
@@ -108,14 +108,6 @@ def _front_matter(adapters: Sequence[Adapter], layout: str, tags: list[str]) -> 
     if licence:
         lines.append(f"license: {json.dumps(licence)}")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
-
-
-def _unagreed(adapters: Sequence[Adapter]) -> list[str]:
-    """Why there is no licence, where some source states one."""
-    stated = {adapter.licence or "none" for adapter in adapters}
-    if len(stated) == 1:
-        return []
-    return [f"no licence is stated: those of the sources are {', '.join(sorted(stated))}"]
 
 
 def _link(paper: str) -> str:

@@ -20,7 +20,17 @@ from loramerge.io._write import file_size
 from loramerge.limits import highest_ranks, resolved
 from loramerge.options import Options
 from loramerge.recipe import Recipe
-from loramerge.record import KEY, UNKNOWN, Canonical, Record, Source, made, source, unsaid
+from loramerge.record import (
+    KEY,
+    UNKNOWN,
+    Canonical,
+    Record,
+    Source,
+    made,
+    source,
+    unlicensed,
+    unsaid,
+)
 
 __all__ = ["Plan", "assumed", "check_variants", "make_plan"]
 
@@ -188,7 +198,8 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     )
     step = settings.round_to or 1
     least = plan.written({name: min(step, rank) for name, rank in ranks.items()})
-    plan = replace(plan, notes=(*notes, *unsaid(adapters, least.metadata)))
+    notes += [*unsaid(adapters, least.metadata), *unlicensed(adapters)]
+    plan = replace(plan, notes=tuple(notes))
     smallest = file_size(least)
     if recipe.criterion and recipe.criterion.size and smallest > recipe.criterion.size:
         raise UsageError(

@@ -24,6 +24,7 @@ __all__ = [
     "made",
     "source",
     "tensors_sha256",
+    "unlicensed",
     "unsaid",
 ]
 
@@ -93,6 +94,14 @@ def source(adapter: Adapter, sha256: str = UNKNOWN) -> Source:
         made=made(adapter)[0],
         derived=adapter.derived,
     )
+
+
+def unlicensed(adapters: Sequence[Adapter]) -> list[str]:
+    """Why a result states no licence, where some source states one."""
+    stated = {adapter.licence or "none" for adapter in adapters}
+    if len(stated) == 1:
+        return []
+    return [f"no licence is stated: those of the sources are {', '.join(sorted(stated))}"]
 
 
 def unsaid(adapters: Sequence[Adapter], written: Collection[str]) -> list[str]:
