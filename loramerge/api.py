@@ -26,11 +26,23 @@ from loramerge.registry import Method, methods
 from loramerge.result import Result, compute
 
 if TYPE_CHECKING:
+    from loramerge.comparison import Compared
     from loramerge.converted import Converted
     from loramerge.report import Report
     from loramerge.trials import Trial
 
-__all__ = ["Result", "convert", "load", "names", "public", "pull", "push", "run", "sweep"]
+__all__ = [
+    "Result",
+    "compare",
+    "convert",
+    "load",
+    "names",
+    "public",
+    "pull",
+    "push",
+    "run",
+    "sweep",
+]
 
 
 def load(
@@ -138,16 +150,45 @@ def sweep(
     return sweep(sweep_recipes(method, named, values, tried), opened)
 
 
+def compare(
+    adapters: Input | Iterable[Input],
+    methods: str | Iterable[str],
+    /,
+    *,
+    weights: Sequence[float] | None = None,
+    **values: object,
+) -> tuple["Compared", ...]:
+    """Try several merges of the same adapters, written as for `loramerge compare --methods`.
+
+    `values` are settings for all of them; `ties:density=0.5` is a method with an option of its own.
+    Each module is read once, and nothing is written.
+    """
+    from loramerge.comparison import compare_methods, entries, recipes
+
+    rows = entries(methods)
+    named, opened = _inputs(adapters, weights)
+    plans = [make_plan(recipe, opened) for recipe in recipes(rows, named, values)]
+    fetch(opened, silent)
+    return compare_methods(rows, plans)
+
+
 def _named(
     method: str,
     adapters: Input | Iterable[Input],
     weights: Sequence[float] | None,
     values: Mapping[str, object],
 ) -> tuple[list[Named], list[Adapter]]:
-    """Every input as it was named, and opened."""
+    """Every input of a method as it was named, and opened."""
     found, _ = find(method)
     given = values if weights is None else {"weights": weights, **values}
     _check_names(method, given, [o.name for o in options_of(found)], found.takes == "many")
+    return _inputs(adapters, weights)
+
+
+def _inputs(
+    adapters: Input | Iterable[Input], weights: Sequence[float] | None
+) -> tuple[list[Named], list[Adapter]]:
+    """Every input as it was named, and opened."""
     if isinstance(adapters, str | Path | Adapter | Result):
         adapters = [adapters]
     opened = [_opened(one) for one in adapters]
@@ -183,6 +224,7 @@ FIXED: Mapping[str, object] = {
     "Result": Result,
     "errors": errors,
     "load": load,
+    "compare": compare,
     "convert": convert,
     "pull": pull,
     "push": push,

@@ -1,7 +1,7 @@
 """Several methods on the same adapters: what each would give, from one reading of every module."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,13 +16,14 @@ from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.engine import Computed, keep
 from loramerge.errors import UsageError
 from loramerge.events import Advanced, Listener, Started, silent
+from loramerge.options import read_value
 from loramerge.plan import Plan
 from loramerge.reading import read_updates, seen_by
-from loramerge.recipe import Named, Recipe, find, flags, make_recipe
+from loramerge.recipe import Named, Recipe, find, flags, make_recipe, options_of
 from loramerge.solve import batches, halving, merged
 from loramerge.trials import Trial, Tried, measured, trial
 
-__all__ = ["Compared", "Entry", "compare_methods", "recipes"]
+__all__ = ["Compared", "Entry", "compare_methods", "entries", "recipes"]
 
 # Settings that decide what is read, or under which names: no row has its own.
 READING = (
@@ -58,6 +59,32 @@ class Compared(Struct, frozen=True):
     trial: Trial
     seconds: float
     computed: Computed | None
+
+
+def entries(methods: str | Iterable[str]) -> list[Entry]:
+    """Rows as they are written: ties, or ties:density=0.5:lambda=2; commas stand between them.
+
+    Raises UsageError for what is no method, and for an option without a value.
+    """
+    texts = methods.split(",") if isinstance(methods, str) else methods
+    return [_entry(text.strip()) for text in texts if text.strip()]
+
+
+def _entry(text: str) -> Entry:
+    """One row, whose values the method's declaration is to judge."""
+    method, *pairs = text.split(":")
+    options = {option.key: option for option in options_of(find(method)[0])}
+    values: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(
+                f"compare: '{pair}' in {text} is no option with a value.",
+                f"for example: {method}:{next(iter(options))}=VALUE",
+            )
+        option = options.get(key.replace("-", "_"))
+        values[option.name if option else key] = read_value(option, value) if option else value
+    return Entry(text, method, values)
 
 
 def recipes(

@@ -22,6 +22,7 @@ __all__ = [
     "build",
     "describe",
     "did_you_mean",
+    "read_value",
 ]
 
 
@@ -234,6 +235,20 @@ def _refused(where: str, option: Option, value: object) -> OptionError:
         option.name,
         text,
     )
+
+
+def read_value(option: Option, text: str) -> object:
+    """A number, true or false where the option takes one and the text is one, else the text."""
+    if text in option.words:
+        return text
+    if option.type is bool:
+        return {"true": True, "false": False}.get(text, text)
+    for kind in (int, float):
+        try:
+            return kind(text) if option.type in (int, float) else text
+        except ValueError:
+            continue
+    return text
 
 
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str | None:

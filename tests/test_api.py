@@ -17,7 +17,8 @@ from tests.build import write_kohya, write_peft
 from tests.conftest import factors
 from tests.typed import typed
 
-FIXED = ["Result", "__version__", "convert", "errors", "load", "pull", "push", "run", "sweep"]
+FIXED = ["Result", "__version__", "compare", "convert", "errors", "load"]
+FIXED += ["pull", "push", "run", "sweep"]
 COMMANDS = [
     *methods(),
     *(preset.name for method in methods().values() for preset in method.presets),

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 import loramerge
 from loramerge import registry
 from loramerge.adapter import Updates
+from loramerge.errors import UsageError
 from loramerge.options import Options
 from loramerge.registry import method
 from tests.test_api import bytes_of
@@ -177,7 +178,7 @@ def test_nothing_is_written_unless_it_is_to_be_kept(here: Path) -> None:
         ("", "needs methods", "--methods arithmetic,ties"),
         ("ties:densety=1", "ties has no option 'densety'", "'density'"),
         ("ties:density=2", "--density is 2; it must be a number > 0", "ties --help"),
-        ("ties:density", "'density' in --methods ties:density is no option with a value", "="),
+        ("ties:density", "'density' in ties:density is no option with a value", "="),
         ("tiez:density=1", "no method 'tiez'", "'ties'"),
         ("cat:rank=3", "cat is arithmetic --rank full; it takes no --rank", "arithmetic"),
         ("tsv,ties,tsv", "tsv stands twice", "options"),
@@ -190,6 +191,18 @@ def test_what_cannot_be_a_row_is_refused(here: Path, methods: str, said: str, hi
     assert (done.code, done.out) == (2, "")
     assert said in done.lines[0]
     assert hint in done.lines[1]
+
+
+def test_python_compares_the_same_rows(here: Path) -> None:
+    names = "arithmetic,ties:density=0.5:trim_scope=model,tsv"
+    told = table("--methods", names, "-w", "1", "-w", "0.5", "-w", "-1", "--rank", "3")["methods"]
+    for methods in (names, names.split(",")):
+        found = loramerge.compare(["a", "b", "c"], methods, weights=[1, 0.5, -1], rank=3)
+        assert [row.entry.name for row in found] == names.split(",")
+        errors = [row.trial.relative_error for row in found]
+        assert errors == [row["relative_error"] for row in told]
+    with pytest.raises(UsageError, match="ties has no option 'densety'"):
+        loramerge.compare(["a", "b"], ["ties:densety=1"])
 
 
 def test_what_is_to_be_said_of_one_row_names_it(here: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from loramerge.options import Option
+from loramerge.options import Option, read_value
 from loramerge.registry import layout_names
 from loramerge.settings import BOUNDS, GROUPS
 
@@ -27,7 +27,6 @@ __all__ = [
     "Flag",
     "Words",
     "flag",
-    "read_value",
     "those_set",
     "variable",
 ]
@@ -76,20 +75,6 @@ class Value(Words):
     ) -> object:
         """An int or float where the text is one, else the text."""
         return read_value(self.option, value) if isinstance(value, str) else value
-
-
-def read_value(option: Option, text: str) -> object:
-    """A number, true or false where the option takes one and the text is one, else the text."""
-    if text in option.words:
-        return text
-    if option.type is bool:
-        return {"true": True, "false": False}.get(text, text)
-    for kind in (int, float):
-        try:
-            return kind(text) if option.type in (int, float) else text
-        except ValueError:
-            continue
-    return text
 
 
 class Flag(click.Option):

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.command import Command, Flag, Words, flag, read_value, those_set
+from loramerge.cli.command import Command, Flag, Words, flag, those_set
 from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SHOWN, WEIGHT
-from loramerge.errors import UsageError
 from loramerge.options import describe
-from loramerge.recipe import find, options_of
 from loramerge.registry import methods
 from loramerge.settings import OUTPUT, MergeSettings
 
 if TYPE_CHECKING:
-    from loramerge.comparison import Compared, Entry
+    from loramerge.comparison import Compared
 
 __all__ = ["COMMANDS"]
 
@@ -43,7 +41,7 @@ def compare(**given: Any) -> None:
     from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.cli.terminal import Row, print_rows, print_table
-    from loramerge.comparison import compare_methods, recipes
+    from loramerge.comparison import compare_methods, entries, recipes
     from loramerge.compute import own_process
     from loramerge.io._hub import fetch
     from loramerge.plan import make_plan
@@ -54,51 +52,32 @@ def compare(**given: Any) -> None:
     wishes = {key: given.pop(key) for key in own}
     values = those_set(given)
     inputs = named_adapters(wishes["adapters"], wishes["weight"], wishes["alpha"], wishes["from_"])
-    entries = [_entry(text.strip()) for text in wishes["methods"].split(",") if text.strip()]
-    asked = recipes(entries, inputs, values)
+    rows = entries(wishes["methods"])
+    asked = recipes(rows, inputs, values)
     adapters = opened(inputs)
     plans = [make_plan(recipe, adapters) for recipe in asked]
     kept = wishes["keep"]
     places = [
-        destination(plan, str(Path(kept, entry.name.replace(":", "-"))), wishes["force"])
-        for entry, plan in zip(entries, plans, strict=True)
+        destination(plan, str(Path(kept, row.name.replace(":", "-"))), wishes["force"])
+        for row, plan in zip(rows, plans, strict=True)
         if kept is not None
     ]
     with ExitStack() as stack:
         spools = [stack.enter_context(Spool()) for _ in places]
         listen = stack.enter_context(progress(wishes["quiet"]))
         fetch(adapters, listen)
-        found = compare_methods(entries, plans, spools, listen)
+        found = compare_methods(rows, plans, spools, listen)
         for one, place in zip(found, places, strict=False):
             publish(one.plan, place, wishes["force"], listen, one.computed)
     notes = _notes(found)
     if wishes["json"]:
-        rows = [_facts(one) for one in found]
-        ui.echo_json({"methods": rows, "outputs": list(map(str, places)), "notes": notes})
+        facts = [_facts(one) for one in found]
+        ui.echo_json({"methods": facts, "outputs": list(map(str, places)), "notes": notes})
         return
     print_table(*_table(found), words=1)
     if not wishes["quiet"]:
         done = f"written to {kept}" if kept is not None else "nothing was written"
         print_rows([Row("compared", done), *ui.note_rows(adapters, notes)])
-
-
-def _entry(text: str) -> "Entry":
-    """One row as it was typed: ties, or ties:density=0.5:lambda=2. The declaration judges it."""
-    from loramerge.comparison import Entry
-
-    method, *pairs = text.split(":")
-    options = {option.key: option for option in options_of(find(method)[0])}
-    values: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UsageError(
-                f"compare: '{pair}' in --methods {text} is no option with a value.",
-                f"for example: {method}:{next(iter(options))}=VALUE",
-            )
-        option = options.get(key.replace("-", "_"))
-        values[option.name if option else key] = read_value(option, value) if option else value
-    return Entry(text, method, values)
 
 
 def _notes(found: Sequence["Compared"]) -> list[str]:
