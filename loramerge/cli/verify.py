@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 import shlex
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -32,6 +34,7 @@ PROGRAMS = (
     "diffusers",
 )
 VLLM_MAX_RANK = 16
+CONVERSION = re.compile(r"loramerge convert \{0\} --to (\w+)")
 # A difference up to this many roundings of the stored dtype is rounding.
 SLACK = 4
 
@@ -69,7 +72,8 @@ def verify(
     hashes = _hashes(one)
     if hashes is False:
         failed.append("its tensors are not those that loramerge.json was written for")
-    verdicts = {name: CONSUMERS[name](one, max_rank) for name in asked or CONSUMERS}
+    judged = {name: CONSUMERS[name](one, max_rank) for name in asked or CONSUMERS}
+    verdicts = {name: _typable(verdict, one) for name, verdict in judged.items()}
     failed += [f"{name}: {v.state}" for name, v in verdicts.items() if asked and v.state != "right"]
     gap = None
     if other and not broken:
@@ -79,7 +83,11 @@ def verify(
     count = len(one.modules)
     if json:
         rows = {
-            name: {"state": v.state, "reason": v.reason, "remedy": v.remedy.format(adapter)}
+            name: {
+                "state": v.state,
+                "reason": v.reason,
+                "remedy": v.remedy.format(shlex.quote(adapter)),
+            }
             for name, v in verdicts.items()
         }
         facts = {"modules": count, "tensors": len(one.source.tensors), "not_finite": broken}
@@ -100,6 +108,24 @@ def _asked(consumers: str | None) -> list[str]:
                 f"did you mean '{close}'?" if close else f"one of: {', '.join(PROGRAMS)}",
             )
     return names
+
+
+def _typable(verdict: "Verdict", adapter: "Adapter") -> "Verdict":
+    """The verdict without its remedy where that is a conversion that would be refused."""
+    from msgspec.structs import replace
+
+    from loramerge.conversion import plan_conversion
+    from loramerge.errors import IncompatibleError
+
+    found = CONVERSION.match(verdict.remedy)
+    if found is None:
+        return verdict
+    try:
+        with TemporaryDirectory() as place:
+            plan_conversion(adapter, found[1], f"{place}/x", extras="drop")
+    except IncompatibleError:
+        return replace(verdict, remedy="")
+    return verdict
 
 
 def _unsound(adapter: "Adapter") -> list[str]:

@@ -8,6 +8,7 @@ from loramerge.consumers._verdict import (
     MAKE_PLAIN,
     PER_MODULE,
     Verdict,
+    another_layout,
     compared,
     left_out,
 )
@@ -124,7 +125,7 @@ def ollama(adapter: Adapter, max_rank: int) -> Verdict:
 def _is_peft(adapter: Adapter) -> Verdict | None:
     """A verdict where the adapter is no directory of PEFT's with a LoRA in it."""
     if adapter.layout != "peft":
-        return Verdict("refused", f"the {adapter.layout} layout", TO_PEFT)
+        return another_layout(adapter, "peft")
     if _in_directory(adapter):
         return None
     reason = "no adapter_config.json beside adapter_model.safetensors"

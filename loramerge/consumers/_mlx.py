@@ -1,11 +1,12 @@
 """MLX: mlx-lm, whose loader wraps layers as its config says before it reads a tensor."""
 
 from loramerge.adapter import Adapter
-from loramerge.consumers._verdict import Verdict
+from loramerge.consumers._verdict import Verdict, another_layout
 from loramerge.errors import listed
 
 __all__ = ["mlx"]
 
+FILE = "adapters.safetensors"
 ONE_SCALE = "one multiplier, one rank"
 SAY_SCALE = "add it to lora_parameters in adapter_config.json: what B @ A is multiplied by"
 TO_MLX = "loramerge convert {0} --to mlx"
@@ -14,12 +15,14 @@ TO_MLX = "loramerge convert {0} --to mlx"
 def mlx(adapter: Adapter, max_rank: int) -> Verdict:
     """One multiplier and one rank for all modules, and no word of its config may be missing."""
     if adapter.layout != "mlx":
-        return Verdict("refused", f"the {adapter.layout} layout", TO_MLX)
+        return another_layout(adapter, "mlx")
     if adapter.variants:
         first = adapter.variants[0]
         return Verdict("refused", f"{first.name} needs its base", first.hint)
     if "scale" not in adapter.config.get("lora_parameters", {}):
         return Verdict("refused", "its config does not say scale", SAY_SCALE)
+    if (name := adapter.source.path.name) != FILE:
+        return Verdict("refused", f"it looks for {FILE}, not {name}", TO_MLX)
     reason = _misfit(adapter)
     return Verdict("refused", reason, TO_MLX) if reason else Verdict("right", ONE_SCALE)
 

@@ -9,7 +9,16 @@ from msgspec import Struct
 from loramerge.adapter import Adapter
 from loramerge.errors import listed
 
-__all__ = ["BAKE", "MAKE_PLAIN", "PER_MODULE", "Rule", "Verdict", "compared", "left_out"]
+__all__ = [
+    "BAKE",
+    "MAKE_PLAIN",
+    "PER_MODULE",
+    "Rule",
+    "Verdict",
+    "another_layout",
+    "compared",
+    "left_out",
+]
 
 State: TypeAlias = Literal["right", "wrong scale", "refused"]
 # Scales that differ by less are the same number in another float.
@@ -28,6 +37,15 @@ class Verdict(Struct, frozen=True):
 
 
 Rule: TypeAlias = Callable[[Adapter, int], Verdict]
+
+
+def another_layout(adapter: Adapter, wanted: str) -> Verdict:
+    """The verdict of a program that reads another layout, and how to get there."""
+    reason = f"the {adapter.layout} layout"
+    if adapter.variants:
+        return Verdict("refused", reason, adapter.variants[0].hint)
+    extras = " --extras drop" if adapter.extras else ""
+    return Verdict("refused", reason, f"loramerge convert {{0}} --to {wanted}{extras}")
 
 
 def left_out(missed: list[str], adapter: Adapter, reason: str, remedy: str) -> Verdict | None:

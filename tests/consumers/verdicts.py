@@ -48,7 +48,11 @@ def seen(load: Load, path: Path, wanted: np.ndarray, without: np.ndarray, allowe
 
 
 def _mended(words: list[str], path: Path) -> Path:
+    """What is written where the words say, or else beside the adapter."""
+    out = path.parent / "mended"
     if "-o" in words:
-        words = words[: words.index("-o")]
-    run(*words, "-o", path.parent / "mended")
-    return path.parent / "mended"
+        place = words.index("-o")
+        out = path.parent / words[place + 1]
+        words = words[:place]
+    run(*words, "-o", out)
+    return out
