@@ -178,8 +178,9 @@ def test_a_body_cut_once_is_asked_for_again(
     assert [request.sent for request in hub.asked("/cdn/")][-2:] == [1000, len(weights(adapter))]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("names", [("me/x",), ("me/x", "me/y")])
+@pytest.mark.parametrize(
+    ("names", "sent"), [(("me/x",), signal.SIGKILL), (("me/x", "me/y"), signal.SIGINT)]
+)
 def test_a_download_that_is_stopped_leaves_nothing_and_the_next_one_succeeds(
     names: tuple[str, ...],
     sent: signal.Signals,
