@@ -149,3 +149,20 @@ def test_only_one_of_initial_and_base_is_taken(tmp_path: Path) -> None:
     done = typed("convert", tmp_path / "trained", "--to", "peft", *given)
     assert done.code == 2
     assert "only one of --initial and --base" in done.err
+
+
+@pytest.mark.parametrize("init", ["corda", "lora_ga", "pissa_niter_4"])
+def test_any_start_is_taken_out_where_it_was_saved(init: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    pairs = [(draw.standard_normal((3, 16)), draw.standard_normal((12, 3))) for _ in range(2)]
+    now, start = (
+        open_adapter(
+            str(write_peft(tmp_path / name, {"q": pair}, lora_alpha=6, init_lora_weights=init))
+        )
+        for name, pair in zip(("now", "start"), pairs, strict=True)
+    )
+    plain = rebased(now, start)
+    assert not plain.variants
+    update = plain.read("q", wide=True)
+    (A, B), (A0, B0) = ([x.astype("f4").astype(float) for x in pair] for pair in pairs)
+    np.testing.assert_allclose(update.B @ update.A, 2 * (B @ A - B0 @ A0), rtol=1e-12, atol=1e-12)
