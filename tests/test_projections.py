@@ -196,3 +196,27 @@ def test_convert_takes_form_and_heads(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "q_proj" in str(list(open_adapter("b").modules))
     assert typed(*words, "--heads", "3,2", "-o", "c").code == 2
     assert typed(*words, "--heads", "many", "-o", "c").code == 2
+
+
+@pytest.mark.parametrize("first", ["modules", "parameters"])
+@pytest.mark.parametrize("leaves", [("gate", "up"), ("down",)], ids="+".join)
+def test_experts_in_both_forms_are_merged_in_that_of_the_first(
+    first: str, leaves: tuple[str, ...], tmp_path: Path
+) -> None:
+    names = [f"{EXPERTS}.{number}.{leaf}_proj" for number in range(3) for leaf in leaves]
+    one, two = (
+        loramerge.select([modules_of_experts(tmp_path / name)], include=names)[0].adapter
+        for name in "ab"
+    )
+    done = loramerge.convert(two, "peft", tmp_path / "p", projections="fused")
+    parameters = open_adapter(str(done.path))
+    given = [one, parameters] if first == "modules" else [parameters, one]
+    merged = loramerge.arithmetic(given, rank="full")[0].adapter
+    kind = "linear" if first == "modules" else "parameter"
+    assert {module.kind for module in merged.modules.values()} == {kind}
+    apart = in_form(merged, "split")
+    assert set(apart.modules) == set(names)
+    for name in names:
+        # Factors are rounded to float32 once.
+        expected = delta(one, name) + delta(two, name)
+        np.testing.assert_allclose(delta(apart, name), expected, rtol=1e-5, atol=1e-5)
