@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from loramerge.linalg import select
 from loramerge.linalg.select import Largest, largest
 from tests.backends import BACKENDS
 
@@ -123,3 +124,26 @@ def test_where_there_are_fewer_than_wanted_all_but_zeros_are_chosen() -> None:
 def test_a_matrix_of_zeros_is_taken() -> None:
     for count in (0, 1, 30):
         assert choose(np.zeros((1, 6, 5), np.float32), [count]).shape == (1, 6, 5)
+
+
+def test_a_sample_that_is_somewhat_wrong_is_no_reason_to_sort_everything(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held at once is what is sorted: of a large module everything is more than there may be."""
+    sorted_ones: list[int] = []
+    kth = select._kth
+
+    def spy(values: np.ndarray, *rest: float) -> np.ndarray | None:
+        sorted_ones.append(values.shape[0])
+        return kth(values, *rest)
+
+    monkeypatch.setattr(select, "_kth", spy)
+    matrix = np.abs(rng.standard_normal((1, 400, 250))).astype(np.float32)
+    # As if .25 of the entries were as large as .2 are.
+    cut = np.quantile(matrix, 0.8)
+    low = matrix[matrix < cut]
+    sample = np.concatenate([matrix[matrix >= cut], rng.permutation(low)[: 3 * matrix.size // 5]])
+    picked = choose(matrix, [matrix.size // 5], sample=sample[None])
+    assert np.array_equal(picked, sorted_choice(matrix, [matrix.size // 5]))
+    assert len(sorted_ones) == 2
+    assert max(sorted_ones) < 0.3 * matrix.size

@@ -11,9 +11,10 @@ from loramerge.linalg.kernels import double, namespace
 __all__ = ["Largest", "largest", "upto"]
 
 # How far the share of larger entries in the sample may be from that in the matrix before the look
-# at the matrix has to be repeated. Entries of a low-rank matrix are not independent: with 512 rows
-# and columns the share is good to .01.
-MARGIN = 0.025
+# at the matrix has to be repeated, with the next of these; the last takes in everything. Entries of
+# a low-rank matrix are not independent: with 512 rows and columns the share is good to .01, where a
+# few directions hold most of it to .02.
+MARGINS = (0.025, 0.1, 1.0)
 
 # The magnitudes [*b, rows, columns] of some rows, the same each time.
 Tile = Callable[[slice], Array]
@@ -51,15 +52,14 @@ def largest(tile: Tile, rows: Sequence[slice], count: Array, sample: Array) -> L
 
     `rows` cover the matrix from the first row to the last; `sample` [*b, size] is a fair part of
     its magnitudes. It tells between which two values the wanted one lies, so that one pass has few
-    to sort; where it was wrong there is a second. Zeros may be chosen besides: they change nothing.
+    to sort; where it was wrong there is another, of more. Zeros may be chosen besides: they change
+    nothing.
     """
-    xp = namespace(sample)
     columns = tile(rows[-1]).shape[-1]
-    low, high = _bracket(sample, double(count) / (rows[-1].stop * columns))
+    share = double(count) / (rows[-1].stop * columns)
     look = _Look(tile, rows, columns)
-    found = look(count, low, high)
-    if found is None:
-        found = look(count, xp.zeros_like(low), xp.full_like(high, math.inf))
+    tries = (look(count, *_bracket(sample, share, margin)) for margin in MARGINS)
+    found = next((one for one in tries if one is not None), None)
     assert found is not None, "a bracket of everything holds the wanted value"
     return found
 
@@ -79,13 +79,13 @@ def upto(tile: Tile, rows: Sequence[slice], value: float, equals: Sequence[int])
     return Largest(xp.broadcast_to(limit, batch), xp.reshape(last, batch))
 
 
-def _bracket(sample: Array, share: Array) -> tuple[Array, Array]:
+def _bracket(sample: Array, share: Array, margin: float) -> tuple[Array, Array]:
     """Two values [*b] that the wanted one lies between: low < wanted <= high."""
     xp = namespace(sample)
     size = sample.shape[-1]
     falling = xp.flip(xp.sort(sample, axis=-1), axis=-1)
-    first = xp.floor((share - MARGIN) * size) - 1
-    last = xp.ceil((share + MARGIN) * size) + 1
+    first = xp.floor((share - margin) * size) - 1
+    last = xp.ceil((share + margin) * size) + 1
     places = (xp.astype(xp.clip(p, 0, size - 1), xp.int64)[..., None] for p in (first, last))
     high, low = (xp.take_along_axis(falling, place, axis=-1)[..., 0] for place in places)
     high = xp.where(first < 0, xp.full_like(high, math.inf), high)
