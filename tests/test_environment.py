@@ -36,6 +36,23 @@ def test_switches_and_repeated_options_come_from_the_environment_too() -> None:
     assert recipe["weights"] == [1.0, -0.5]
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("LORAMERGE_SQUEEZE_RNAK", "did you mean LORAMERGE_SQUEEZE_RANK?"),
+        ("LORAMERGE_SQUEEZE_XYZZY", "unset LORAMERGE_SQUEEZE_XYZZY"),
+    ],
+)
+def test_a_variable_that_stands_for_no_option_is_refused(variable: str, hint: str) -> None:
+    done = typed("squeeze", "a", "-r", "2", env={variable: "8"})
+    assert (done.code, done.out) == (2, "")
+    assert done.lines == [
+        f"error: {variable} is set, and stands for no option of squeeze.",
+        f"hint: {hint}",
+    ]
+    assert typed("inspect", "a", env={variable: "8"}).code == 0
+
+
 def test_no_variable_stands_for_two_options() -> None:
     context = cli.make_context("loramerge", ["--help"], resilient_parsing=True)
     for name in cli.list_commands(context):

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "lego": "cluster",
     "linear": "arithmetic",
     "merge": "arithmetic",
+    "preview": "compare",
     "resize": "squeeze",
     "show": "inspect",
     "sum": "arithmetic",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from loramerge.options import Option, read_value
+from loramerge.errors import UsageError
+from loramerge.options import Option, did_you_mean, read_value
 from loramerge.registry import layout_names
 from loramerge.settings import BOUNDS, GROUPS
 
@@ -140,8 +141,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run; what the environment set is said on stderr.
 
-        A bound on the rank that was typed beats one of the environment.
+        A bound on the rank that was typed beats one of the environment. Raises UsageError for a
+        variable of this command that stands for none of its options.
         """
+        self._check_environment()
         typed = any(ctx.get_parameter_source(bound) is TYPED for bound in BOUNDS)
         for option, text in given_by_environment(ctx):
             if typed and option.name in BOUNDS:
@@ -149,6 +152,18 @@ class Command(click.Command):
             elif not ctx.params.get("quiet"):
                 click.echo(f"{max(option.opts, key=len)} {text} from {option.envvar}", err=True)
         return super().invoke(ctx)
+
+    def _check_environment(self) -> None:
+        whose = f"{PREFIX}_{self.name}_".upper()
+        options = (param for param in self.params if isinstance(param, click.Option))
+        known = [str(option.envvar).removeprefix(whose) for option in options]
+        for name in sorted(os.environ):
+            if name.startswith(whose) and (word := name.removeprefix(whose)) not in known:
+                close = did_you_mean(word, known)
+                raise UsageError(
+                    f"{name} is set, and stands for no option of {self.name}.",
+                    f"did you mean {whose}{close}?" if close else f"unset {name}",
+                )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options first, then the shared groups in their order, then help."""
