@@ -128,8 +128,10 @@ def push(
     places: list[str] = []
     if CONFIG in files:
         config = parsed(CONFIG, _content(files[CONFIG]))
-        places = [str(config[key]) for key in PLACES if is_local(str(config.get(key) or ""))]
-        told = {key: None if str(value) in places else value for key, value in config.items()}
+        named = {key: value for key in PLACES if isinstance(value := config.get(key), str)}
+        local = {key: value for key, value in named.items() if is_local(value)}
+        places = list(local.values())
+        told = {**config, **dict.fromkeys(local)}
         if places:
             files[CONFIG] = (json.dumps(told, indent=2) + "\n").encode()
     card = _content(files[CARD]) if CARD in files else plain_card(opened).encode()

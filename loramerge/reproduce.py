@@ -38,13 +38,12 @@ def reproduce(
 ) -> Verdict:
     """Make `output` again from the sources it names, and compare; `out` is where to keep it.
 
-    `save_recipe` is where to write down as a recipe how it is made, before it is.
-
-    Sources are looked for by name and by sha256 beside the output, here and in `places`, or on the
-    Hub at the recorded revision; the output itself may be on the Hub. Raises AdapterError without a
-    record, IncompatibleError where sources have changed or are not there, GateError where the
-    result differs by more than it may: at all on the same kind of machine with the same versions,
-    else by 1 unit in the last place of the stored dtype and by 1e-6 of a delta weight.
+    `save_recipe` is where to write down how, as a recipe, before anything is computed. Sources are
+    looked for by name and by sha256 beside the output, here and in `places`, or on the Hub at the
+    recorded revision; the output itself may be on the Hub. Raises AdapterError without a record,
+    IncompatibleError where sources have changed or are not there, GateError where the result
+    differs by more than it may: at all on the same kind of machine with the same versions, else by
+    1 unit in the last place of the stored dtype and by 1e-6 of a delta weight.
     """
     with tempfile.TemporaryDirectory(prefix="loramerge-") as directory:
         temporary = Path(directory)

@@ -211,6 +211,9 @@ def test_a_result_is_squeezed_from_the_hub_to_the_hub_and_loads_in_peft(
     # float32 factors and an exact SVD: rounding alone.
     assert torch.linalg.norm(ours - best) < 1e-5 * torch.linalg.norm(best)
     assert torch.isfinite(loaded(x)).all()
+    pushed("pull", "me/repo-r8", "-o", "back")
+    assert "bit for bit" in pushed("reproduce", "back", "-o", "again").err
+    assert files(Path("again")) == files(Path("repo-r8"))
 
 
 def test_what_is_pulled_is_what_was_pushed(hub: Hub, a: Path) -> None:
