@@ -64,7 +64,7 @@ class Row:
     def name(self) -> str:
         """The command without its adapters, or what it says."""
         flags = [
-            f"-{key} {value}" if len(key) == 1 else f"--{key.strip('_')} {value}"
+            f"-{key} {value}" if len(key) == 1 else f"--{key.strip('_').replace('_', '-')} {value}"
             for key, value in self.values.items()
         ]
         return self.says or " ".join([self.method, *flags])

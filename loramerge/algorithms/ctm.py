@@ -82,7 +82,8 @@ def ctm(updates: Updates, options: CtmOptions) -> Spectrum:
     axes are the eigenvectors of the last round, in falling order.
 
     What to expect. Eight adapters in one of rank 16 score .51, below the sum cut to that rank (.53)
-    and TIES in core space (.56).
+    and TIES in core space (.56). The plain sum inside scores .53 too; thinning only loses:
+    breadcrumbs .30, and at density .5 dare .24, della .26, mean of three seeds.
     """
     space = thin(updates)
     matrices = space.matrices()
