@@ -87,6 +87,8 @@ def refused(*words: str | Path, code: int = 2) -> Typed:
         ("cluster a b --gauge sdv", "it must be svd, balanced or raw", "did you mean 'svd'?"),
         ("cluster a b --device gpu", "--device is 'gpu'; it must be auto, cpu, cuda", "--help"),
         ("cluster a b --to kohja", "There is no layout 'kohja'", "kohya"),
+        ("bake a --base no --save-dtype float16", "--save-dtype is for an adapter", "--rank N"),
+        ("bake a --base no -o x.safetensors", "a model's directory, not one file", "a directory"),
         # module patterns
         (
             "cluster a b --include q_prj",

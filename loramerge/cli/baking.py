@@ -36,19 +36,19 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     from loramerge.publish import stem
 
     own_process()
+    if rank is None and wishes["save_dtype"] is not None:
+        raise UsageError(
+            "bake keeps the dtypes of the base; --save-dtype is for an adapter.",
+            "leave it out, or add --rank N",
+        )
+    if rank is None and Path(wishes["out"] or "").suffix == ".safetensors":
+        raise UsageError("bake writes a model's directory, not one file.", "name a directory")
     (source,) = opened(named_adapters([adapter], (), wishes["alpha"], wishes["from_"]))
     model = open_checkpoint(base)
     if rank is not None:
         _squeeze(undecomposed(source, model), rank, f"{stem(source)}-r{rank}", wishes)
         return
-    if wishes["save_dtype"] is not None:
-        raise UsageError(
-            "bake keeps the dtypes of the base; --save-dtype is for an adapter.",
-            "leave it out, or add --rank N",
-        )
     final = Path(wishes["out"] or f"{stem(source)}-baked").expanduser()
-    if final.suffix == ".safetensors":
-        raise UsageError("bake writes a model's directory, not one file.", "name a directory")
     with progress(wishes["quiet"]) as listen:
         done = baked(source, model, final, wishes["force"], listen)
     if wishes["json"]:
