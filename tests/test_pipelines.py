@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from loramerge.errors import UsageError
 from loramerge.io._open import layout, open_adapter
+from tests.build import write_kohya
 from tests.typed import typed
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -123,19 +124,40 @@ def test_a_difference_of_a_weight_is_merged_and_those_of_norms_are_kept_beside()
     np.testing.assert_array_equal(update.B @ update.A, load_file(file)[f"{head}.diff"].numpy())
 
 
+def test_omi_files_are_written_again_with_what_was_trained_beside(tmp_path: Path) -> None:
+    file, out = FIXTURES / "onetrainer" / "omi.safetensors", tmp_path / "out.safetensors"
+    done = typed("squeeze", file, "-r", "2", "-o", out)
+    assert done.code == 0, done.err
+    before, after = load_file(file), load_file(out)
+    assert set(after) == set(before)
+    torch.testing.assert_close(after["bundle_emb.<cat>.t5"], before["bundle_emb.<cat>.t5"])
+    assert open_adapter(str(out)).layout == "onetrainer"
+
+
+def test_a_model_whose_original_paths_are_diffusers_own_is_no_omi_file(tmp_path: Path) -> None:
+    names = [f"lora_unet_transformer_blocks_{block}_attn_to_q" for block in range(60)]
+    pairs = {n: (np.ones((2, 6)), np.ones((6, 2)), 1.0) for n in names}
+    path = write_kohya(tmp_path / "qwen.safetensors", pairs)
+    done = typed("convert", path, "--to", "onetrainer")
+    assert done.code == 1
+    assert "takes the original implementation's paths" in done.err
+    assert "--to diffusers" in done.err
+
+
 def test_omi_files_are_written_for_diffusers_with_shift_and_scale_in_place(tmp_path: Path) -> None:
     file = FIXTURES / "onetrainer" / "omi.safetensors"
-    done = typed("squeeze", file, "-r", "2", "-o", tmp_path / "out")
+    words = ("--to", "diffusers", "--extras", "drop", "-o", tmp_path / "out")
+    done = typed("convert", file, *words)
     assert done.code == 0, done.err
     stored = load_file(file)
-    result = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
-    assert "bundle_emb.<cat>.t5" in result
+    result = open_adapter(str(tmp_path / "out"))
 
     def old(name: str) -> torch.Tensor:
         return 0.5 * stored[f"{name}.lora_up.weight"] @ stored[f"{name}.lora_down.weight"]
 
     def new(name: str) -> torch.Tensor:
-        return result[f"{name}.lora_B.weight"] @ result[f"{name}.lora_A.weight"]
+        update = result.read(name)
+        return torch.from_numpy(update.B @ update.A)
 
     query = new("transformer.transformer_blocks.0.attn.to_q")
     torch.testing.assert_close(query, old("transformer.double_blocks.0.img_attn.qkv.0"))

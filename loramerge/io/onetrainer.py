@@ -3,9 +3,21 @@
 import re
 
 from loramerge.adapter import Adapter
+from loramerge.errors import IncompatibleError, listed
 from loramerge.io._grammar import Grammar, scaled
-from loramerge.io._layout import Given, Layout
-from loramerge.io._pipeline import BUNDLED, COMPONENT, ORIGINAL, bundled, described, own_scale
+from loramerge.io._layout import Draft, Given, Layout, Written
+from loramerge.io._pipeline import (
+    BUNDLED,
+    COMPONENT,
+    ORIGINAL,
+    agreed,
+    alphas,
+    bundled,
+    carried,
+    described,
+    own_scale,
+    pairs,
+)
 
 NAME = rf"(?P<module>(?:{COMPONENT}|(?:clip_l|clip_g|t5)\.).+?)"
 GRAMMAR = Grammar(
@@ -37,13 +49,33 @@ def read(given: Given) -> Adapter:
     return described(given, "onetrainer", modules, groups, extras=extras, silent=silent)
 
 
+def write(draft: Draft) -> Written:
+    """Pairs with an alpha each; the parts of a fused layer stay apart.
+
+    Raises IncompatibleError for models whose original paths are diffusers' own: nothing would tell
+    the file from one of diffusers.
+    """
+    if not any(re.match(ORIGINAL, module.name) for module in draft.modules):
+        raise IncompatibleError(
+            "OneTrainer's OMI takes the original implementation's paths, of which these modules "
+            f"have none: {listed([module.name for module in draft.modules], 3)}.",
+            "OneTrainer reads diffusers too: --to diffusers",
+        )
+    factors = pairs(draft, "lora_down.weight", "lora_up.weight")
+    tensors = (*factors, *alphas(draft.modules), *carried(draft))
+    return Written(tensors, {"format": "pt", **agreed(draft)})
+
+
 LAYOUT = Layout(
     name="onetrainer",
     summary="OneTrainer's OMI, with original paths; its other formats are kohya's, comfy's and "
-    "diffusers'. Written as diffusers.",
+    "diffusers'.",
     directory=False,
     explains=explains,
     read=read,
+    write=write,
     marks=marks,
-    writes="diffusers",
+    naming="onetrainer",
+    unscaled=True,
+    scale="alphas",
 )
