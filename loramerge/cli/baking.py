@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SAVE_DTYPE, SHOWN, path
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SAVE_DTYPE, SENDING, SHOWN, path
+from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import UsageError
 
@@ -36,6 +37,11 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     from loramerge.publish import stem
 
     own_process()
+    push = sending("bake", **{key: wishes.pop(key) for key in TOLD})
+    if rank is None and push is not None:
+        raise UsageError(
+            "bake --push sends an adapter, and this is a model.", "leave it out, or add --rank N"
+        )
     if rank is None and wishes["save_dtype"] is not None:
         raise UsageError(
             "bake keeps the dtypes of the base; --save-dtype is for an adapter.",
@@ -46,7 +52,7 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     (source,) = opened(named_adapters([adapter], (), wishes["alpha"], wishes["from_"]))
     model = open_checkpoint(base)
     if rank is not None:
-        _squeeze(undecomposed(source, model), rank, f"{stem(source)}-r{rank}", wishes)
+        _squeeze(undecomposed(source, model), rank, f"{stem(source)}-r{rank}", push, wishes)
         return
     final = Path(wishes["out"] or f"{stem(source)}-baked").expanduser()
     with progress(wishes["quiet"]) as listen:
@@ -92,15 +98,18 @@ def extract(base: str, tuned: str, rank: int, **wishes: Any) -> None:
     from loramerge.io._checkpoint import open_checkpoint
 
     own_process()
+    push = sending("extract", **{key: wishes.pop(key) for key in TOLD})
     found = difference(open_checkpoint(base), open_checkpoint(tuned), tuned)
-    _squeeze(found, rank, f"{_stem(tuned)}-lora-r{rank}", wishes)
+    _squeeze(found, rank, f"{_stem(tuned)}-lora-r{rank}", push, wishes)
 
 
 def _stem(reference: str) -> str:
     return Path(reference).expanduser().resolve().name.removesuffix(".safetensors")
 
 
-def _squeeze(derived: "Adapter", rank: int, name: str, wishes: dict[str, Any]) -> None:
+def _squeeze(
+    derived: "Adapter", rank: int, name: str, push: Sending | None, wishes: dict[str, Any]
+) -> None:
     """Run the squeeze of a derived adapter as any other."""
     from loramerge.cli import ui
     from loramerge.cli.progress import progress
@@ -111,14 +120,16 @@ def _squeeze(derived: "Adapter", rank: int, name: str, wishes: dict[str, Any]) -
     values = {"rank": rank, "save_dtype": wishes["save_dtype"] or "auto"}
     plan = make_plan(make_recipe("squeeze", [Named(derived.reference)], values), [derived])
     final = destination(plan, wishes["out"] or name, wishes["force"])
+    if push is not None:
+        push.check()
     shown = ui.Results(batch=False, as_json=wishes["json"], quiet=wishes["quiet"])
     with progress(wishes["quiet"]) as listen:
         report = publish(plan, final, wishes["force"], listen)
-    shown.add(report, final)
+    shown.add(report, final, push.send(report, final, wishes["quiet"]) if push else None)
     shown.close()
 
 
-_WRITTEN = (OUT, FORCE, SAVE_DTYPE, *SHOWN)
+_WRITTEN = (OUT, *SENDING, FORCE, SAVE_DTYPE, *SHOWN)
 COMMANDS: dict[str, click.Command] = {
     "bake": Command(
         "bake",

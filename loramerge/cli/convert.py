@@ -1,11 +1,12 @@
 """The convert command: the same adapter in another layout."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loramerge.cli.command import LAYOUT, PICKLES, Command, Flag, Words
-from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SHOWN
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SENDING, SHOWN
+from loramerge.cli.sending import sending
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.errors import UsageError
 from loramerge.registry import layout_names
@@ -34,6 +35,7 @@ def convert(
     force: bool,
     json: bool,
     quiet: bool,
+    **told: Any,
 ) -> None:
     """Write an adapter in another layout: factors bit for bit, names translated.
 
@@ -61,6 +63,7 @@ def convert(
     from loramerge.needs import Needs
 
     own_process()
+    push = sending("convert", **told)
     both = [adapter] if initial is None else [adapter, initial]
     source, *start = opened(named_adapters(both, (), alpha, from_), shared=shared)
     needs = Needs(
@@ -73,14 +76,20 @@ def convert(
         allow_pickle=click.get_current_context().meta[PICKLES],
     )
     plan = plan_conversion(source, to, out, extras=extras, force=force, needs=needs)
+    if push is not None:
+        push.check()
     with progress(quiet) as listen:
         fetch([source, *start], listen)
         done = converted(plan, listen)
+    sent = push.send(done, plan.final, quiet) if push else None
     if json:
-        ui.echo_json({"output": str(plan.final), **done.as_json()})
+        where = {"output": str(plan.final), **({"pushed": sent.url} if sent else {})}
+        ui.echo_json({**where, **done.as_json()})
         return
     if not quiet:
         _show(done)
+    if sent and not quiet:
+        print_rows(ui.pushed(sent))
     ui.echo_path(plan.final)
 
 
@@ -201,6 +210,7 @@ COMMANDS: dict[str, click.Command] = {
             ),
             *INPUTS,
             OUT,
+            *SENDING,
             FORCE,
             *SHOWN,
         ],

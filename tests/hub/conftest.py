@@ -66,6 +66,12 @@ def adapter(tmp_path: Path, rng: np.random.Generator) -> dict[str, bytes]:
     return {**files(path), "README.md": card}
 
 
+@pytest.fixture
+def a(here: Path, rng: np.random.Generator) -> Path:
+    """The adapter a in the current directory."""
+    return write_peft(Path("a"), factors(rng, 4), base_model_name_or_path="org/base")
+
+
 def config_of(found: dict[str, bytes]) -> dict[str, object]:
     """The adapter_config.json among files."""
     return json.loads(found["adapter_config.json"])

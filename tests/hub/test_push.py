@@ -20,12 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 ENV = {"HF_TOKEN": TOKEN}
 
 
-@pytest.fixture
-def a(here: Path, rng: np.random.Generator) -> Path:
-    """The adapter a in the current directory."""
-    return write_peft(Path("a"), factors(rng, 4), base_model_name_or_path="org/base")
-
-
 def pushed(*words: str) -> Typed:
     done = typed(*words, env=ENV)
     assert done.code == 0, done.err
@@ -60,72 +54,6 @@ def test_the_weights_of_a_directory_are_pushed_with_their_scale(hub: Hub, a: Pat
 def test_a_private_push(hub: Hub, a: Path) -> None:
     pushed("push", "a", "me/a", "--private")
     assert hub.repositories["me/a"].private
-
-
-RECIPE = "method: squeeze\nadapters: a\nrank: 2\noutput: out\n"
-COMPUTING = ("squeeze a -r 2 -o out", "run r.yaml", "reproduce made -o out")
-
-
-@pytest.fixture
-def made(a: Path) -> None:
-    """The squeezed adapter made, and the recipe of it."""
-    Path("r.yaml").write_text(RECIPE)
-    assert typed("squeeze", "a", "-r", "2", "-o", "made").code == 0
-
-
-@pytest.mark.parametrize("line", COMPUTING)
-def test_a_result_is_pushed_as_it_is_asked_for(
-    line: str, hub: Hub, made: None, adapter: dict[str, bytes]
-) -> None:
-    done = pushed(*line.split(), "--push", "me/new", "--private", "-m", "first", "--json")
-    assert json.loads(done.out)["pushed"] == f"{hub.address}/me/new"
-    repository = hub.repositories["me/new"]
-    assert (repository.private, repository.head.title) == (True, "first")
-    for name in ("adapter_model.safetensors", "loramerge.json"):
-        assert repository.head.files[name] == Path("out", name).read_bytes()
-    other = hub.create("me/other", adapter)
-    again = pushed(*line.split(), "-f", "--push", "me/other", "--create-pr")
-    assert f"pushed  {hub.address}/me/other/discussions/1" in again.err
-    assert other.head.files == adapter
-
-
-@pytest.mark.parametrize("line", COMPUTING)
-@pytest.mark.parametrize("flags", ["--private", "--create-pr", "-m first", "--private -m x"])
-def test_how_to_push_is_nothing_without_where_to(
-    line: str, flags: str, hub: Hub, made: None
-) -> None:
-    done = typed(*line.split(), *flags.split(), env=ENV)
-    assert done.code == 2
-    names = flags.replace("-m", "--message").split()
-    named = ", ".join(name for name in names if name.startswith("--"))
-    assert done.lines == [
-        f"error: {line.split(maxsplit=1)[0]}: {named} is about a push, and there is none.",
-        "hint: say where to: --push user/repo",
-    ]
-    assert not Path("out").exists()
-
-
-def test_what_was_made_again_is_pushed_only_where_it_is_kept(hub: Hub, made: None) -> None:
-    done = typed("reproduce", "made", "--push", "me/new", env=ENV)
-    assert done.code == 2
-    assert done.lines[1] == "hint: say where to keep it too: -o again"
-    assert hub.repositories == {}
-
-
-def test_a_result_outlives_a_push_that_fails_and_the_error_says_how_to_go_on(
-    hub: Hub, made: None
-) -> None:
-    hub.faults.append(Fault("/commit/", times=9, status=500, method="POST"))
-    words = ("squeeze", "a", "-r", "2", "-o", "out", "--push", "me/new", "--private")
-    done = typed(*words, env=ENV)
-    assert (done.code, done.lines[0]) == (1, "error: The Hub answers 500 for me/new.")
-    assert done.lines[1] == (
-        "hint: type it again later; the result is in out, to send it: "
-        "loramerge push out me/new --private"
-    )
-    hub.faults.clear()
-    pushed(*done.lines[1].partition("loramerge ")[2].split())
-    assert hub.repositories["me/new"].head.files["loramerge.json"]
 
 
 @pytest.mark.parametrize("status", [429, 503])
