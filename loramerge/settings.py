@@ -96,8 +96,9 @@ class Settings(Options, frozen=True):
         Literal["uniform", "pattern"] | None,
         _says(
             RANK,
-            "uniform: one stored rank, zero-padded, right in every consumer. pattern: a rank per "
-            "module, smaller. Default: uniform, or pattern where ranks are chosen per module.",
+            "uniform: one stored rank, zero-padded. pattern: a rank per module, smaller, but wrong "
+            "in vLLM, SGLang and PEFT's hotswap. Default: uniform, or pattern where ranks are "
+            "chosen per module.",
         ),
     ] = None
     include: Annotated[
