@@ -4,28 +4,45 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, public_base
+from loramerge.conversion import Conversion, conversion_name, plan_translation
 from loramerge.errors import IncompatibleError, LoramergeError
 from loramerge.io._open import open_adapter
 from loramerge.io._write import start_file
 from loramerge.plan import Plan, make_plan
+from loramerge.publish import destination
 from loramerge.result import result_name
+from loramerge.translation import Translation
 from loramerge.workflow import Workflow
 
-__all__ = ["outline", "plans"]
+__all__ = ["Places", "converted_adapter", "outline", "place_of", "plans"]
 
 # Tensors up to this many bytes are facts that a reader of headers looks at, such as an alpha.
 FACT = 8
 
 
+class Places(Struct, frozen=True):
+    """Where conversions go: the last step to `out`, those before it below the directory `held`."""
+
+    out: str | None
+    held: Path
+    force: bool = False
+    allow_pickle: bool = False
+
+
 def plans(
-    workflow: Workflow, adapters: Sequence[Adapter], made: Callable[[Plan], Adapter]
-) -> Iterator[Plan]:
+    workflow: Workflow,
+    adapters: Sequence[Adapter],
+    places: Places,
+    made: Callable[[Plan | Conversion], Adapter],
+) -> Iterator[Plan | Conversion]:
     """The plan of every step; `made` gives the result of one when the next is planned.
 
-    `adapters` are those of `workflow.sources`. Raises what make_plan raises, naming the step.
+    `adapters` are those of `workflow.sources`. Raises what make_plan and plan_conversion raise,
+    naming the step.
     """
     _check_base(workflow, adapters)
     results: dict[str | None, Adapter] = {}
@@ -33,15 +50,43 @@ def plans(
     for number, step in enumerate(workflow.steps, 1):
         names = [named.reference for named in step.recipe.adapters]
         inputs = [results[name] if name in results else next(given) for name in names]
+        last = number == len(workflow.steps)
         try:
-            plan = make_plan(step.recipe, inputs)
+            if isinstance(step.recipe, Translation):
+                plan: Plan | Conversion = _conversion(
+                    step.recipe, inputs, places, None if last else str(number)
+                )
+            else:
+                plan = make_plan(step.recipe, inputs)
         except LoramergeError as error:
             if len(workflow.steps) > 1:
-                error.message = f"step {number} ({step.recipe.method.name}): {error.message}"
+                error.message = f"step {number} ({step.recipe.name}): {error.message}"
             raise
         yield plan
-        if number < len(workflow.steps):
+        if not last:
             results[step.name] = made(plan)
+
+
+def _conversion(
+    asked: Translation, inputs: Sequence[Adapter], places: Places, below: str | None
+) -> Conversion:
+    """The plan of a conversion; of one that a later step takes, `below` a directory of its own."""
+    out = places.out
+    if below is not None:
+        out = str(places.held / below / conversion_name(inputs[0], asked.to))
+    return plan_translation(
+        asked, inputs, out, force=places.force, allow_pickle=places.allow_pickle
+    )
+
+
+def place_of(plan: Plan | Conversion, out: str | None, force: bool) -> Path:
+    """Where the last result goes; checked before anything is computed."""
+    return plan.final if isinstance(plan, Conversion) else destination(plan, out, force)
+
+
+def converted_adapter(plan: Conversion) -> Adapter:
+    """What was converted, as an input of the next step."""
+    return replace(open_adapter(str(plan.final)), reference=plan.final.name)
 
 
 def _check_base(workflow: Workflow, adapters: Sequence[Adapter]) -> None:
@@ -54,13 +99,17 @@ def _check_base(workflow: Workflow, adapters: Sequence[Adapter]) -> None:
             )
 
 
-def outline(plan: Plan, directory: Path) -> Adapter:
+def outline(plan: Plan | Conversion, directory: Path) -> Adapter:
     """The result of a plan as far as its header goes: a file in `directory` full of holes.
 
     Where ranks are chosen from singular values, they are at most these.
     """
     directory.mkdir()
-    path, written = directory / plan.layout.weights, plan.written(plan.ranks)
+    path = directory / plan.layout.weights
+    if isinstance(plan, Conversion):
+        name, written = plan.final.name, plan.layout.write(plan.draft)
+    else:
+        name, written = result_name(plan), plan.written(plan.ranks)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         writer = start_file(descriptor, written)
@@ -72,4 +121,4 @@ def outline(plan: Plan, directory: Path) -> Adapter:
         os.close(descriptor)
     for companion, content in written.companions.items():
         (directory / companion).write_bytes(content)
-    return replace(open_adapter(str(path)), reference=result_name(plan))
+    return replace(open_adapter(str(path)), reference=name)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,14 +12,16 @@ from msgspec.structs import replace
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Module, paired, pinned_name
 from loramerge.errors import IncompatibleError, UsageError, listed
+from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
 from loramerge.io._open import layout, layouts, written_as
 from loramerge.needs import NO_NEEDS, Needs
 from loramerge.plan import assumed, check_variants
 from loramerge.publish import free_place, stem
 from loramerge.record import Canonical, Record, source, unsaid
+from loramerge.translation import CONVERT, Translation, heads_text
 
-__all__ = ["SINGLE", "Conversion", "plan_conversion"]
+__all__ = ["SINGLE", "Conversion", "conversion_name", "plan_conversion", "plan_translation"]
 
 SINGLE = ".safetensors"
 OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
@@ -44,14 +46,19 @@ class Conversion(Struct, frozen=True):
     tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
     @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Everything that is read, as a plan of a method has it."""
+        return (self.original, *([self.needs.initial] if self.needs.initial else []))
+
+    @property
     def typed(self) -> list[str]:
         """The command that makes the result again."""
-        words = list(self.original.derived or ("convert", pinned_name(self.original)))
+        words = list(self.original.derived or (CONVERT, pinned_name(self.original)))
         words += [] if "--to" in words else ["--to", self.layout.name]
         words += ["--alpha", f"{self.original.alpha:.17g}"] if self.original.alpha else []
         words += ["--projections", self.needs.projections] if self.needs.projections else []
         words += [w for old, new in self.needs.renames for w in ("--rename", f"{old}={new}")]
-        words += ["--heads", ",".join(map(str, self.needs.heads))] if self.needs.heads else []
+        words += ["--heads", heads_text(self.needs.heads)] if self.needs.heads else []
         dropped = len(self.draft.extras) < len(self.original.extras)
         return ["loramerge", *words, *(["--extras", "drop"] if dropped else [])]
 
@@ -69,7 +76,7 @@ class Conversion(Struct, frozen=True):
             "single": self.final.suffix == SINGLE,
             **self.needs.facts,
         }
-        recipe = Canonical("convert", (1.0,), (self.original.alpha,), options, {})
+        recipe = Canonical(CONVERT, (1.0,), (self.original.alpha,), options, {})
         return Record(recipe, (source(self.original, sha256),), __version__)
 
 
@@ -95,8 +102,8 @@ def plan_conversion(
         raise UsageError(f"{to} is only read.", f"results of it are written as {target.writes}")
     adapter = needs.plain(adapter, to)
     check_variants([adapter])
-    name = f"{stem(adapter)}-{to}{'' if target.directory else SINGLE}"
-    final = free_place([adapter], out or name, force)
+    inputs = [adapter, *([needs.initial] if needs.initial else [])]
+    final = free_place(inputs, out or conversion_name(adapter, to), force)
     with _advised(_keeping(adapter)):
         there = needs.named(adapter, target.naming or adapter.naming)
     holds = target.scale
@@ -138,6 +145,34 @@ def plan_conversion(
     return Conversion(
         adapter, there, target, draft, tuple(folded), final, force, tuple(notes), needs, files
     )
+
+
+def conversion_name(adapter: Adapter, to: str) -> str:
+    """What a conversion is called by default, in the current directory."""
+    return f"{stem(adapter)}-{to}{'' if layout(to).directory else SINGLE}"
+
+
+def plan_translation(
+    asked: Translation,
+    inputs: Sequence[Adapter],
+    out: str | None,
+    *,
+    force: bool = False,
+    allow_pickle: bool = False,
+) -> Conversion:
+    """What was asked for on the command line or in a recipe, of its adapters, opened."""
+    source, *start = inputs
+    options = asked.options
+    needs = Needs(
+        initial=start[0] if start else None,
+        base=None if options.base is None else open_checkpoint(options.base),
+        pruned=options.pruned,
+        heads=asked.heads,
+        projections=options.projections,
+        renames=asked.renames,
+        allow_pickle=allow_pickle,
+    )
+    return plan_conversion(source, asked.to, out, extras=options.extras, force=force, needs=needs)
 
 
 @contextmanager

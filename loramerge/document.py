@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from loramerge.errors import UsageError
 from loramerge.io._yaml import Value
-from loramerge.recipe import Named, find, options_of
+from loramerge.recipe import Named
+from loramerge.translation import step_options
 
 __all__ = ["assign", "recipe_document"]
 
@@ -59,7 +60,7 @@ def recipe_document(
         }
         said = {key: fact for key, fact in facts.items() if fact is not None}
         listed.append({"reference": named.reference, **said} if said else named.reference)
-    keys = {option.name: option.key for option in options_of(find(method)[0])}
+    keys = {option.name: option.key for option in step_options(method)}
     flat = {keys.get(name, name): _plain(value) for name, value in values.items()}
     return {"method": method, "adapters": listed, **flat, **({"output": output} if output else {})}
 

@@ -25,12 +25,16 @@ __all__ = ["Named", "Recipe", "find", "fixed", "flags", "make_recipe", "options_
 
 
 class Named(Struct, frozen=True):
-    """One input as the user named it: reference, weight, and --alpha and --from where given."""
+    """One input as the user named it: reference, weight, and --alpha and --from where given.
+
+    Factors that it leaves out are in what is `shared`.
+    """
 
     reference: str
     weight: float = 1.0
     alpha: float | None = None
     layout: str | None = None
+    shared: str | None = None
 
 
 class Recipe(Struct, frozen=True):
@@ -40,6 +44,11 @@ class Recipe(Struct, frozen=True):
     adapters: tuple[Named, ...]
     options: Options
     settings: Settings
+
+    @property
+    def name(self) -> str:
+        """What errors call it: its method."""
+        return self.method.name
 
     @property
     def merge(self) -> MergeSettings:

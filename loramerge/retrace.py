@@ -21,11 +21,10 @@ from loramerge.publish import compute_into
 from loramerge.recipe import Named, make_recipe
 from loramerge.record import Record, Source
 from loramerge.record import source as recorded
+from loramerge.translation import CONVERT
 
-__all__ = ["CONVERT", "Made", "Remade", "Way", "retrace"]
+__all__ = ["Made", "Remade", "Way", "retrace"]
 
-# What a conversion is recorded as; every other name is that of a method.
-CONVERT = "convert"
 SEARCH = "name the directories that hold its sources with --sources DIR"
 
 

@@ -8,6 +8,7 @@ import msgspec
 from loramerge.options import Options, describe
 from loramerge.recipe import fixed, options_of, settings_of
 from loramerge.registry import Method, Preset, layout_names, methods
+from loramerge.translation import CONVERT, ConvertOptions
 from loramerge.workflow import NAME, OF_FILE, OF_STEP
 
 __all__ = ["recipe_schema"]
@@ -50,6 +51,7 @@ STEP: Mapping[str, Any] = {
         "description": "What the method is given.",
     },
 }
+CONVERTS = "Write the adapter in another layout: factors bit for bit, names translated."
 FILE: Mapping[str, Any] = {
     "output": {
         "type": "string",
@@ -86,29 +88,33 @@ def recipe_schema() -> dict[str, Any]:
         "if": {"required": ["steps"]},
         "then": {"propertyNames": {"enum": list(OF_FILE)}},
         "else": _step((*OF_STEP, *FILE)),
-        "definitions": {"adapter": ADAPTER, **options},
+        "definitions": {
+            "adapter": ADAPTER,
+            ConvertOptions.__name__: _convert_options(),
+            **options,
+        },
     }
 
 
 def _step(keys: tuple[str, ...]) -> dict[str, Any]:
     """A step; `keys` are what it may hold besides the options of its method."""
-    found: list[tuple[str, str, Method, Preset | None]] = []
+    kinds = [(CONVERT, CONVERTS, _of_convert(keys))]
     for method in methods().values():
-        found.append((method.name, method.summary, method, None))
-        found += [(preset.name, preset.summary, method, preset) for preset in method.presets]
+        kinds.append((method.name, method.summary, _of_method(method, None, keys)))
+        kinds += [(one.name, one.summary, _of_method(method, one, keys)) for one in method.presets]
     return {
         "type": "object",
         "required": ["method", "adapters"],
         "properties": {
             **STEP,
-            "method": {"oneOf": [{"const": n, "description": said} for n, said, *_ in found]},
+            "method": {"oneOf": [{"const": name, "description": said} for name, said, _ in kinds]},
         },
         "allOf": [
             {
                 "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
-                "then": _of_method(method, preset, keys),
+                "then": held,
             }
-            for name, _, method, preset in found
+            for name, _, held in kinds
         ],
     }
 
@@ -121,6 +127,21 @@ def _of_method(method: Method, preset: Preset | None, keys: tuple[str, ...]) -> 
         "allOf": [{"$ref": f"#/definitions/{one.__name__}"} for one in declared],
         "propertyNames": {"enum": [*keys, *taken]},
     }
+
+
+def _of_convert(keys: tuple[str, ...]) -> dict[str, Any]:
+    """What a conversion takes, and no other keys."""
+    return {
+        "required": ["to"],
+        "allOf": [{"$ref": f"#/definitions/{ConvertOptions.__name__}"}],
+        "propertyNames": {"enum": [*keys, *(option.key for option in describe(ConvertOptions))]},
+    }
+
+
+def _convert_options() -> dict[str, Any]:
+    found = _options(ConvertOptions)
+    to = {"enum": list(layout_names()), "description": found["properties"]["to"]["description"]}
+    return {"properties": {**found["properties"], "to": to}}
 
 
 def _options(declared: type[Options]) -> dict[str, Any]:

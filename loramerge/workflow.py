@@ -15,7 +15,8 @@ from loramerge.io._open import layout
 from loramerge.io._yaml import Value
 from loramerge.mergekit import Problem, translated
 from loramerge.options import Option, OptionError, did_you_mean
-from loramerge.recipe import Named, Recipe, find, make_recipe, options_of
+from loramerge.recipe import Named, Recipe, find, make_recipe
+from loramerge.translation import CONVERT, Translation, make_translation, step_options
 
 __all__ = ["NAME", "OF_FILE", "OF_STEP", "Step", "Workflow", "make_workflow"]
 
@@ -28,9 +29,9 @@ NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 
 
 class Step(Struct, frozen=True):
-    """One method on adapters or on the results of earlier steps, by their names."""
+    """One method on adapters or on the results of earlier steps, by their names; or `convert`."""
 
-    recipe: Recipe
+    recipe: Recipe | Translation
     name: str | None = None
 
 
@@ -131,14 +132,16 @@ class _Reader(Struct):
 
     def recipe(
         self, method: str, adapters: list[Named], found: Mapping[str, Value], path: str, known: int
-    ) -> Recipe | None:
+    ) -> Recipe | Translation | None:
         """The recipe of a step with `known` problems before it; every refused option is told."""
         try:
-            options = {option.key: option for option in options_of(find(method)[0])}
+            options = {option.key: option for option in step_options(method)}
         except UsageError as error:
-            self.refuse(f"{path}.method", f"is '{method}', no method", error.hint)
+            close = did_you_mean(method, [CONVERT])
+            hint = f"did you mean '{close}'?" if close else error.hint
+            self.refuse(f"{path}.method", f"is '{method}', no method", hint)
             return None
-        if find(method)[0].takes == "one":
+        if method == CONVERT or find(method)[0].takes == "one":
             for place, named in enumerate(adapters):
                 if named.weight != 1:
                     self.refuse(f"{path}.adapters[{place}].weight", f"is nothing {method} takes")
@@ -154,6 +157,8 @@ class _Reader(Struct):
             del values[key]
         while True:
             try:
+                if method == CONVERT:
+                    return self.translation(adapters, values, path)
                 return make_recipe(method, adapters, values)
             except OptionError as error:
                 self.refuse(f"{path}.{error.name.strip('_')}", error.text, error.hint)
@@ -162,6 +167,17 @@ class _Reader(Struct):
                 if len(self.problems) == known:  # or it follows from what was told already
                     self.refuse(f"{path}:", error.message.rstrip("."), error.hint)
                 return None
+
+    def translation(
+        self, adapters: list[Named], values: Mapping[str, object], path: str
+    ) -> Translation:
+        made = make_translation(adapters, values)
+        first = made.adapters[0]
+        if first.shared is not None and first.reference in self.names:
+            self.refuse(
+                f"{path}.shared", f"is for files; {first.reference} is the result of a step"
+            )
+        return made
 
     def adapters(self, found: Mapping[str, Value], path: str) -> list[Named]:
         given = found.get("adapters", [])

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from loramerge.io._yaml import read_yaml
 from tests.build import write_peft
@@ -11,6 +12,11 @@ from tests.conftest import factors
 from tests.test_api import bytes_of
 from tests.test_recipes_run import LINES, THREE
 from tests.typed import typed
+
+
+def weights_of(place: Path) -> dict[str, bytes]:
+    """The tensors of a result, whose record names what it was made from otherwise."""
+    return {key: array.tobytes() for key, array in load_file(next(place.glob("*.safe*"))).items()}
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +27,7 @@ def here(three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-@pytest.mark.parametrize("line", ["run r.yaml", *LINES])
+@pytest.mark.parametrize("line", ["run r.yaml", "convert a --to mlx", *LINES])
 def test_the_recipe_of_a_result_makes_its_bytes(here: Path, line: str) -> None:
     made = typed(*line.split(), "-q").out.strip()
     done = typed("reproduce", made, "--save-recipe", "way.yaml")
@@ -67,8 +73,35 @@ def test_a_stated_alpha_is_in_the_recipe(here: Path, rng: object) -> None:
     assert bytes_of(here / "out") == bytes_of(here / "again")
 
 
-def test_a_conversion_has_no_recipe(here: Path) -> None:
-    typed("convert", "a", "--to", "mlx", "-o", "out")
+def test_a_conversion_on_the_way_is_a_step(here: Path) -> None:
+    typed("convert", "a", "--to", "mlx", "--rename", "layers.=blocks.", "-o", "between")
+    typed("squeeze", "between", "-r", "2", "-o", "out")
+    (here / "between").rename(here / "a" / "hidden")
+    assert typed("reproduce", "out", "--save-recipe", "way.yaml").code == 0
+    assert read_yaml((here / "way.yaml").read_text(), "way.yaml") == {
+        "steps": [
+            {
+                "name": "step1",
+                "method": "convert",
+                "adapters": ["a"],
+                "to": "mlx",
+                "rename": ["layers.=blocks."],
+            },
+            {"method": "squeeze", "adapters": ["step1"], "rank": 2},
+        ]
+    }
+    assert typed("run", "way.yaml", "-o", "again").code == 0
+    assert weights_of(here / "out") == weights_of(here / "again")
+
+
+def test_a_conversion_that_was_kept_as_no_step_keeps_it_has_no_recipe(here: Path) -> None:
+    typed("convert", "a", "--to", "mlx", "-o", "between.safetensors")
+    typed("squeeze", "between.safetensors", "-r", "2", "-o", "out")
+    (here / "between.safetensors").unlink()
     done = typed("reproduce", "out", "--save-recipe", "way.yaml")
-    assert (done.code, done.lines[0]) == (2, "error: A conversion is no step of a recipe.")
+    assert (done.code, done.lines[0]) == (
+        2,
+        "error: A step of a recipe keeps a conversion to mlx as a directory, which this one was "
+        "not.",
+    )
     assert not (here / "way.yaml").exists()

@@ -114,6 +114,13 @@ def test_the_example_of_the_docs_fits_and_runs_as_it_is_typed(example: Path) -> 
     assert (example / "other" / "adapter_model.safetensors").is_file()
 
 
+def test_the_second_example_of_the_docs_fits_and_runs(example: Path) -> None:
+    text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+    assert fits(read_yaml(text, "x"))
+    (example / "second.yaml").write_text(text)
+    assert typed("run", "second.yaml", "-q").out == "merged-mlx\n"
+
+
 def test_the_python_of_the_docs_writes_the_bytes_of_its_recipe(example: Path) -> None:
     typed("run", "recipe.yaml", "-o", "ran")
     code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -35,6 +35,8 @@ __all__ = [
 OTHER = "Other"
 # What help calls the name of a layout.
 LAYOUT = "LAYOUT"
+# What it calls a path or a reference.
+FILES = ("ADAPTER", "MODEL", "DIR")
 PREFIX = "LORAMERGE"
 TYPED, FROM_ENVIRONMENT = ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT
 # Where a command line keeps whether it allows pickles.
@@ -70,6 +72,14 @@ class Value(Words):
         self.name = option.values
         known = layout_names if option.metavar == LAYOUT else tuple
         super().__init__(lambda: option.choices or option.words or known())
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        """Words, or files where the option takes them."""
+        if self.option.metavar in FILES:
+            return click.Path().shell_complete(ctx, param, incomplete)
+        return super().shell_complete(ctx, param, incomplete)
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None

@@ -1,41 +1,32 @@
 """The convert command: the same adapter in another layout."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
+from msgspec.structs import replace
 
-from loramerge.cli.command import LAYOUT, PICKLES, Command, Flag, Words
-from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SENDING, SHOWN
-from loramerge.cli.sending import sending
-from loramerge.cli.terminal import Row, print_rows
+from loramerge.cli.command import PICKLES, Command, flag, those_set
+from loramerge.cli.flags import ADAPTER, DRY_RUN, FORCE, INPUTS, OUT, SAVE_RECIPE, SENDING, SHOWN
+from loramerge.cli.sending import TOLD, sending
 from loramerge.errors import UsageError
-from loramerge.registry import layout_names
-
-if TYPE_CHECKING:
-    from loramerge.converted import Converted
-    from loramerge.io._names import Projections
+from loramerge.options import describe
+from loramerge.translation import CONVERT, ConvertOptions, make_translation
 
 __all__ = ["COMMANDS"]
 
 
 def convert(
     adapter: str,
-    to: str,
     alpha: tuple[float, ...],
     from_: tuple[str, ...],
-    shared: str | None,
-    initial: str | None,
-    base: str | None,
-    pruned: tuple[str, ...],
-    heads: str | None,
-    projections: "Projections | None",
-    rename: tuple[str, ...],
-    extras: str,
     out: str | None,
+    save_recipe: str | None,
     force: bool,
+    dry_run: bool,
     json: bool,
     quiet: bool,
-    **told: Any,
+    **given: Any,
 ) -> None:
     """Write an adapter in another layout: factors bit for bit, names translated.
 
@@ -54,86 +45,46 @@ def convert(
     """
     from loramerge.cli import ui
     from loramerge.cli.inputs import named_adapters, opened
+    from loramerge.cli.planned import show_plans
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
-    from loramerge.conversion import plan_conversion
+    from loramerge.conversion import plan_translation
     from loramerge.converted import convert as converted
-    from loramerge.io._checkpoint import open_checkpoint
+    from loramerge.document import recipe_document
     from loramerge.io._hub import fetch
-    from loramerge.needs import Needs
+    from loramerge.io._write import write_text
+    from loramerge.io._yaml import write_yaml
 
     own_process()
-    push = sending("convert", **told)
-    both = [adapter] if initial is None else [adapter, initial]
-    source, *start = opened(named_adapters(both, (), alpha, from_), shared=shared)
-    needs = Needs(
-        initial=start[0] if start else None,
-        base=open_checkpoint(base) if base is not None else None,
-        pruned=pruned,
-        heads=_heads(heads),
-        projections=projections,
-        renames=tuple(map(_renaming, rename)),
-        allow_pickle=click.get_current_context().meta[PICKLES],
-    )
-    plan = plan_conversion(source, to, out, extras=extras, force=force, needs=needs)
+    push = sending(CONVERT, **{key: given.pop(key) for key in TOLD})
+    values = those_set(given)
+    both = [adapter, *([str(given["initial"])] if given["initial"] else [])]
+    named = named_adapters(both, (), alpha, from_)
+    asked = make_translation(named[:1], values)
+    facts = zip(named, asked.adapters, strict=True)
+    asked = replace(asked, adapters=tuple(replace(one, shared=a.shared) for one, a in facts))
+    sources = opened(asked.adapters, look=dry_run)
+    allowed = click.get_current_context().meta[PICKLES]
+    plan = plan_translation(asked, sources, out, force=force, allow_pickle=allowed)
+    if save_recipe is not None:
+        if asked != make_translation(named[:1], values):
+            raise UsageError(
+                "convert --save-recipe reads what --initial names as it reads the adapter.",
+                "give one --alpha and one --from for both, or leave out --save-recipe",
+            )
+        document = recipe_document(CONVERT, named[:1], values, out)
+        write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
+    if dry_run:
+        show_plans([(plan, plan.final)], as_json=json, quiet=quiet)
+        return
     if push is not None:
         push.check()
     with progress(quiet) as listen:
-        fetch([source, *start], listen)
+        fetch(sources, listen)
         done = converted(plan, listen)
-    sent = push.send(done, plan.final, quiet) if push else None
-    if json:
-        where = {"output": str(plan.final), **({"pushed": sent.url} if sent else {})}
-        ui.echo_json({**where, **done.as_json()})
-        return
-    if not quiet:
-        _show(done)
-    if sent and not quiet:
-        print_rows(ui.pushed(sent))
-    ui.echo_path(plan.final)
-
-
-def _heads(text: str | None) -> tuple[int, int] | None:
-    """32,8: heads of queries, heads of keys and values; one number where they are as many."""
-    if text is None:
-        return None
-    try:
-        queries, keys = map(int, text.split(",")) if "," in text else (int(text), int(text))
-    except ValueError:
-        queries = keys = 0
-    if keys < 1 or queries < 1 or queries % keys:
-        raise UsageError(
-            f"--heads {text} is no number of heads.",
-            "heads of queries, then of keys, as in config.json of the model: --heads 32,8",
-        )
-    return queries, keys
-
-
-def _renaming(text: str) -> tuple[str, str]:
-    """OLD=NEW, of which either may be empty."""
-    old, equals, new = text.partition("=")
-    if not equals:
-        raise UsageError(
-            f"--rename {text} does not say what takes its place.",
-            f"for example: --rename '{text}=model.'",
-        )
-    return old, new
-
-
-def _show(done: "Converted") -> None:
-    from loramerge.cli import ui
-
-    plan = done.plan
-    kept = len(plan.draft.modules) - len(plan.folded)
-    written = f"{ui.in_bytes(done.file_bytes)}, {done.tensors} tensors; re-read and verified"
-    rows = [
-        Row("adapter", plan.original.reference),
-        Row("layout", f"{plan.original.layout} -> {plan.layout.name}"),
-        Row("coverage", done.coverage),
-        Row("scale", f"kept in {kept} of {len(plan.draft.modules)} modules"),
-        Row("written", written),
-    ]
-    print_rows([*rows, *ui.note_rows([plan.original], done.notes)])
+    shown = ui.Results(batch=False, as_json=json, quiet=quiet)
+    shown.add(done, plan.final, push.send(done, plan.final, quiet) if push else None)
+    shown.close()
 
 
 COMMANDS: dict[str, click.Command] = {
@@ -142,76 +93,13 @@ COMMANDS: dict[str, click.Command] = {
         callback=convert,
         params=[
             ADAPTER,
-            Flag(
-                "to",
-                "--to",
-                required=True,
-                type=Words(layout_names),
-                metavar=LAYOUT,
-                help="The layout to write: peft, kohya, diffusers, comfy, mlx, ... "
-                "(loramerge layouts).",
-            ),
-            Flag(
-                "initial",
-                "--initial",
-                type=click.Path(),
-                metavar="ADAPTER",
-                help="The adapter before it was trained, where its start changed the base (PiSSA).",
-            ),
-            Flag(
-                "base",
-                "--base",
-                type=click.Path(),
-                metavar="MODEL",
-                help="Its base model instead, where that says what it started from (PiSSA, OLoRA).",
-            ),
-            Flag(
-                "pruned",
-                "--pruned",
-                type=click.Path(),
-                multiple=True,
-                metavar="DIR",
-                help="Index files of the pruning its base had gone through (LoRAM); repeatable.",
-            ),
-            Flag(
-                "shared",
-                "--shared",
-                type=click.Path(),
-                metavar="ADAPTER",
-                help="Where factors are that the adapter leaves out: frozen or shared ones.",
-            ),
-            Flag(
-                "projections",
-                "--projections",
-                type=click.Choice(["split", "fused"]),
-                help="q, k, v and gate, up of a language model by themselves, or as qkv_proj and "
-                "gate_up_proj; experts as modules, or parameters.  [default: as they are]",
-            ),
-            Flag(
-                "rename",
-                "--rename",
-                multiple=True,
-                metavar="OLD=NEW",
-                help="Another prefix for the names of modules, as versions of a model's code have "
-                "it; repeatable.",
-            ),
-            Flag(
-                "heads",
-                "--heads",
-                metavar="N,N",
-                help="Heads of queries and of keys, where shapes do not tell: torchtune, qkv_proj.",
-            ),
-            Flag(
-                "extras",
-                "--extras",
-                type=click.Choice(["error", "drop"]),
-                default="error",
-                help="What happens to tensors that the layout cannot hold.  [default: error]",
-            ),
+            *(flag(option) for option in describe(ConvertOptions)),
             *INPUTS,
             OUT,
             *SENDING,
+            SAVE_RECIPE,
             FORCE,
+            DRY_RUN,
             *SHOWN,
         ],
         help=convert.__doc__,

@@ -65,12 +65,11 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def opened(named: list[Named], *, look: bool = False, shared: str | None = None) -> list["Adapter"]:
+def opened(named: Sequence[Named], *, look: bool = False) -> list["Adapter"]:
     """Every adapter, headers only. Raises with the problems of all that cannot be read.
 
     To `look` is to download no tensor, even where a layout would need one to say its scale; those
-    that do are downloaded side by side. Pickles are read where the command line allows it; factors
-    that files leave out are `shared`.
+    that do are downloaded side by side. Pickles are read where the command line allows it.
     """
     from loramerge.cli.progress import progress
     from loramerge.io._hub import fetch
@@ -80,16 +79,16 @@ def opened(named: list[Named], *, look: bool = False, shared: str | None = None)
     remote = [one for one in named if on_hub(one.reference)]
     with progress(bool(context.params.get("quiet"))) as listen:
         if not remote:
-            return _opened(named, look, shared)
+            return _opened(named, look)
         listen(Started("asking the Hub", 0))
-        found = _opened(named, True, shared)
+        found = _opened(named, True)
         if look or not (unread := [one for one in found if is_unread(one)]):
             return found
         fetch(unread, listen)
-        return _opened(named, False, shared)
+        return _opened(named, False)
 
 
-def _opened(named: list[Named], look: bool, shared: str | None) -> list["Adapter"]:
+def _opened(named: Sequence[Named], look: bool) -> list["Adapter"]:
     from loramerge.adapter import Adapter
     from loramerge.io._open import open_adapter
     from loramerge.workers import side_by_side
@@ -104,7 +103,7 @@ def _opened(named: list[Named], look: bool, shared: str | None) -> list["Adapter
                 look=look,
                 named=given.layout,
                 allow_pickle=allowed,
-                shared=shared,
+                shared=given.shared,
             )
         except LoramergeError as error:
             return error

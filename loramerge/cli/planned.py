@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import to_builtins
 
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.cli.ui import (
@@ -20,16 +21,23 @@ from loramerge.cli.ui import (
     ranks_in,
     span,
 )
+from loramerge.conversion import Conversion
 from loramerge.plan import Plan
+from loramerge.record import UNKNOWN
 
 __all__ = ["show_plans"]
 
 # Bytes of an entry while computing; --compute-dtype float64 has twice as many.
 ENTRY = {"float32": 4, "float64": 8}
+NOTHING = "nothing was computed or written"
 
 
 def show_plans(
-    jobs: Sequence[tuple[Plan, Path]], *, as_json: bool, quiet: bool, earlier: Sequence[Plan] = ()
+    jobs: Sequence[tuple[Plan | Conversion, Path]],
+    *,
+    as_json: bool,
+    quiet: bool,
+    earlier: Sequence[Plan | Conversion] = (),
 ) -> None:
     """What would be done, from headers alone; `earlier` are the steps before the last."""
     facts = [_facts(plan, final) for plan, final in jobs]
@@ -48,9 +56,30 @@ def show_plans(
         echo_path(final)
 
 
-def _facts(plan: Plan, final: Path | None) -> dict[str, Any]:
+def _facts(plan: Plan | Conversion, final: Path | None) -> dict[str, Any]:
+    where = {"output": str(final)} if final else {}
+    return {**where, **(_converting(plan) if isinstance(plan, Conversion) else _computing(plan))}
+
+
+def _converting(plan: Conversion) -> dict[str, Any]:
+    recipe = plan.record(UNKNOWN).recipe
     return {
-        **({"output": str(final)} if final else {}),
+        "method": recipe.method,
+        "recipe": to_builtins(recipe),
+        "layout": plan.layout.name,
+        "rank": max(module.rank for module in plan.draft.modules),
+        "folded": list(plan.folded),
+        "scale_assumed": plan.original.scale_assumed,
+        "notes": list(plan.notes),
+        "modules": [
+            {"name": module.name, "shape": list(module.shape), "rank": module.rank}
+            for module in plan.draft.modules
+        ],
+    }
+
+
+def _computing(plan: Plan) -> dict[str, Any]:
+    return {
         "method": plan.recipe.method.name,
         "recipe": plan.recipe.canonical(),
         "layout": plan.layout.name,
@@ -85,7 +114,17 @@ def _delta_bytes(plan: Plan) -> int:
     return max(entry * math.prod(module.model.shape) for module in plan.alignment.modules)
 
 
-def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
+def _plan(plan: Plan | Conversion, facts: dict[str, Any]) -> list[Row]:
+    if isinstance(plan, Conversion):
+        read = len(plan.original.modules)
+        kept = len(plan.draft.modules) - len(plan.folded)
+        return [
+            Row("adapter", plan.original.reference),
+            Row("layout", f"{plan.original.layout} -> {plan.layout.name}"),
+            Row("modules", f"{read} of {read}"),
+            Row("scale", f"kept in {kept} of {len(plan.draft.modules)} modules"),
+            Row("plan", NOTHING),
+        ]
     bound = "at most " if facts["rank_is_bound"] else ""
     shapes = Counter("x".join(map(str, m.model.shape)) for m in plan.alignment.modules)
     kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
@@ -101,7 +140,7 @@ def _plan(plan: Plan, facts: dict[str, Any]) -> list[Row]:
         *([Row("forms", formed)] if facts["delta_bytes"] else []),
         Row("reads", f"{in_bytes(plan.read_bytes)} in {passes}"),
         Row("writes", f"{bound}{written}, {plan.layout.name} layout"),
-        Row("plan", "nothing was computed or written"),
+        Row("plan", NOTHING),
     ]
 
 

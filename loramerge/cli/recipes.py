@@ -1,9 +1,8 @@
-"""Recipe files: run the steps of one."""
+"""Recipe files: run the steps of one, and make again what has one in its header."""
 
-import tempfile
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,120 +18,11 @@ from loramerge.cli.flags import (
     SENDING,
     SHOWN,
 )
-from loramerge.cli.reporting import page_place, write_page
+from loramerge.cli.run import run
 from loramerge.cli.sending import sending
 from loramerge.errors import UsageError
 
-if TYPE_CHECKING:
-    from loramerge.adapter import Adapter
-    from loramerge.io._yaml import Value
-    from loramerge.plan import Plan
-    from loramerge.workflow import Workflow
-
 __all__ = ["COMMANDS"]
-
-
-def run(
-    recipe: str,
-    assigned: tuple[str, ...],
-    out: str | None,
-    save_recipe: str | None,
-    report: str | None,
-    force: bool,
-    dry_run: bool,
-    json: bool,
-    quiet: bool,
-    **told: Any,
-) -> None:
-    """Run the steps of a recipe file: merge, squeeze, prune, each on what came before.
-
-    A recipe is YAML (or JSON) with the names of flags: method, adapters with their weights,
-    options, output; or several of these as steps. Paths in it are relative to the current
-    directory. Everything is planned before the first tensor is read; results that only a later
-    step takes stay in a temporary directory. docs/recipes.md has examples.
-    """
-    from loramerge.chain import plans
-    from loramerge.cli import ui
-    from loramerge.cli.inputs import opened
-    from loramerge.cli.planned import show_plans
-    from loramerge.cli.progress import progress
-    from loramerge.compute import own_process
-    from loramerge.io._hub import fetch
-    from loramerge.io._write import write_text
-    from loramerge.io._yaml import write_yaml
-    from loramerge.publish import destination, publish
-    from loramerge.result import Result, compute
-    from loramerge.workflow import make_workflow
-
-    own_process()
-    push = sending("run", **told)
-    document = _document(recipe, assigned)
-    workflow = make_workflow(document, recipe)
-    adapters = opened(workflow.sources, look=dry_run)
-    out = out or workflow.output
-    planned, final = _planned(workflow, adapters, out, force)
-    place = page_place("run", report, None, force)
-    if save_recipe and isinstance(document, dict):
-        write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
-    if dry_run:
-        show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
-        return
-    if push is not None:
-        push.check()
-    shown = ui.Results(batch=False, as_json=json, quiet=quiet)
-    kept: list[Result] = []
-    with progress(quiet) as listen:
-
-        def made(plan: "Plan") -> "Adapter":
-            result, report = compute(plan, listen)
-            kept.append(result)
-            shown.step(report)
-            return result.adapter
-
-        try:
-            fetch(adapters, listen)
-            *_, plan = plans(workflow, adapters, made)
-            # Ranks that were bounds are known now, and may be part of a default name.
-            final = destination(plan, out, force)
-            done = publish(plan, final, force, listen)
-        finally:
-            kept.clear()
-    sent = push.send(done, final, quiet) if push else None
-    write_page(place, done, force)
-    shown.add(done, final, sent)
-    shown.close()
-
-
-def _document(recipe: str, assigned: tuple[str, ...]) -> "Value":
-    """The recipe file with --set KEY=VALUE applied."""
-    from loramerge.document import assign
-    from loramerge.io._yaml import read_text, read_yaml
-
-    document = read_yaml(read_text(Path(recipe).expanduser()), recipe)
-    for item in assigned:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise UsageError(f"--set {item} has no value.", f"for example: --set {key}=8")
-        assign(document, key, read_yaml(text, f"--set {key}"))
-    return document
-
-
-def _planned(
-    workflow: "Workflow", adapters: list["Adapter"], out: str | None, force: bool
-) -> tuple[list["Plan"], Path]:
-    """Every step as a plan, and a place for the last result that replaces none of the inputs."""
-    from loramerge.chain import outline, plans
-    from loramerge.publish import destination
-
-    with tempfile.TemporaryDirectory(prefix="loramerge-") as directory:
-        count = iter(range(len(workflow.steps)))
-        found = list(
-            plans(workflow, adapters, lambda plan: outline(plan, Path(directory, str(next(count)))))
-        )
-    final = destination(found[-1], out, force)
-    for plan in found[:-1]:
-        destination(plan, str(final), force)
-    return found, final
 
 
 def reproduce(

@@ -11,6 +11,7 @@ import click
 from loramerge.adapter import Adapter
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.compute import FLOOR
+from loramerge.converted import Converted
 from loramerge.io._hub_push import Pushed
 from loramerge.linalg.calibrations import PAPERS
 from loramerge.plan import Plan
@@ -65,18 +66,16 @@ class Results:
         self.facts: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
 
-    def step(self, report: Report) -> None:
+    def step(self, report: Report | Converted) -> None:
         """Show a result that is kept for the next step, and what it is kept as."""
         if self.as_json:
             self.steps.append(report.as_json())
         elif not self.quiet:
-            dtype = DTYPES[report.plan.dtype]
-            more = "" if dtype == "float32" else " (save_dtype: float32 keeps more)"
-            kept = Row("kept", f"for the next step, as {dtype}{more}")
-            print_rows([*_report(report), kept, *note_rows(report.plan.adapters, report.notes)])
+            kept = Row("kept", f"for the next step, {_kept(report)}")
+            print_rows([*_rows(report), kept, *note_rows(report.plan.adapters, report.notes)])
             click.echo(err=True)
 
-    def add(self, report: Report, final: Path, sent: Pushed | None = None) -> None:
+    def add(self, report: Report | Converted, final: Path, sent: Pushed | None = None) -> None:
         """Show one result, and where on the Hub it was sent to."""
         warning = _assumption(report.plan.adapters)
         if self.as_json:
@@ -87,7 +86,7 @@ class Results:
             return
         if not self.quiet:
             notes = note_rows(report.plan.adapters, report.notes)
-            print_rows([*_report(report), *pushed(sent), *notes])
+            print_rows([*_rows(report), *pushed(sent), *notes])
         echo_path(final)
 
     def close(self) -> None:
@@ -95,6 +94,32 @@ class Results:
         if self.as_json:
             steps = {"steps": self.steps} if self.steps else {}
             echo_json({"results": self.facts} if self.batch else {**self.facts[0], **steps})
+
+
+def _kept(report: Report | Converted) -> str:
+    if isinstance(report, Converted):
+        return f"in the layout {report.plan.layout.name}"
+    dtype = DTYPES[report.plan.dtype]
+    return f"as {dtype}{'' if dtype == 'float32' else ' (save_dtype: float32 keeps more)'}"
+
+
+def _rows(report: Report | Converted) -> list[Row]:
+    return _converted(report) if isinstance(report, Converted) else _report(report)
+
+
+def _converted(done: Converted) -> list[Row]:
+    plan = done.plan
+    kept = len(plan.draft.modules) - len(plan.folded)
+    return [
+        Row("adapter", plan.original.reference),
+        Row("layout", f"{plan.original.layout} -> {plan.layout.name}"),
+        Row("coverage", done.coverage),
+        Row("scale", f"kept in {kept} of {len(plan.draft.modules)} modules"),
+        Row(
+            "written",
+            f"{in_bytes(done.file_bytes)}, {done.tensors} tensors; re-read and verified",
+        ),
+    ]
 
 
 def _tensors(plan: Plan) -> str:
