@@ -8,13 +8,15 @@ __all__ = ["Origin"]
 class Origin(Struct, frozen=True):
     """Where on the Hub an adapter comes from: repository, commit, path of its weights file.
 
-    `sha256` is the weights file's, where the Hub states it.
+    `sha256` is the weights file's, where the Hub states it; `tokenizer` are the names of a
+    tokenizer's files beside it.
     """
 
     repository: str
     revision: str
     path: str
     sha256: str | None = None
+    tokenizer: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:

@@ -211,8 +211,14 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
 
 def assumed(adapter: Adapter) -> tuple[str, ...]:
     """What had to be assumed of an adapter, or could not be taken over from it."""
-    lost = made(adapter)[1]
-    return (*adapter.assumed, lost) if lost else adapter.assumed
+    said = [*adapter.assumed]
+    if lost := made(adapter)[1]:
+        said.append(lost)
+    if adapter.origin and adapter.origin.tokenizer:
+        said.append(
+            f"files of a tokenizer stay on the Hub: {listed(list(adapter.origin.tokenizer))}"
+        )
+    return tuple(said)
 
 
 def check_variants(adapters: Sequence[Adapter]) -> None:

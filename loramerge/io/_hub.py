@@ -16,7 +16,17 @@ from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
 from loramerge.adapter import Adapter
 from loramerge.errors import HubError
 from loramerge.events import Advanced, Listener, Started, silent
-from loramerge.io._files import CARD, CONFIG, PICKLES, TEXT_LIMIT, Found, is_own, licence, parsed
+from loramerge.io._files import (
+    CARD,
+    CONFIG,
+    PICKLES,
+    TEXT_LIMIT,
+    TOKENIZER,
+    Found,
+    is_own,
+    licence,
+    parsed,
+)
 from loramerge.io._header import MAX_HEADER
 from loramerge.io._hub_client import client, headers, patiently
 from loramerge.io._hub_errors import explained
@@ -187,11 +197,12 @@ def find_on_hub(reference: HubReference, look: bool = False, allow_pickle: bool 
         path = weights_among(found.files, reference, allow_pickle)
         beside = _beside(path, CONFIG)
         config = parsed(reference.at(beside), found.read(beside)) if beside in found.files else None
+        texts = tuple(name for name in TOKENIZER if _beside(path, name) in found.files)
         return Found(
             source=found.open(path, look),
             config=config,
             beside=not is_own(path.rpartition("/")[2]),
-            origin=Origin(found.name, found.commit, path, found.files[path].sha256),
+            origin=Origin(found.name, found.commit, path, found.files[path].sha256, texts),
             licence=found.licence,
         )
 

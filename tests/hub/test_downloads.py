@@ -81,7 +81,7 @@ def test_what_was_used_once_works_without_a_network(
     hub.forget()
     done = typed("squeeze", name, "-r", "2", "-o", "offline")
     assert done.code == 0, done.err
-    assert hub.requests == []
+    assert hub.asked() == []
     for path in Path("online").iterdir():
         assert path.read_bytes() == (Path("offline") / path.name).read_bytes(), path.name
 
@@ -105,7 +105,7 @@ def test_what_lies_in_the_cache_is_not_downloaded_again(
     typed("squeeze", "me/x", "-r", "2")
     hub.forget()
     assert typed("squeeze", "me/x", "-r", "3").code == 0
-    (only,) = hub.requests
+    (only,) = hub.asked()
     assert only.path.startswith("/api/models/me/x")
 
 
@@ -117,7 +117,7 @@ def test_adapters_that_do_not_fit_are_refused_before_anything_is_downloaded(
     hub.create("me/y", files(write_peft(tmp_path / "y", {"layers.0.q_proj": pair})))
     done = typed("arithmetic", "me/x", "me/y")
     assert (done.code, "in shape" in done.err) == (1, True)
-    assert hub.requests
+    assert hub.asked()
     assert all(request.range for request in hub.asked("/resolve/"))
 
 
@@ -268,3 +268,12 @@ def test_a_download_that_is_not_the_file_of_the_hub_is_refused(
     done = typed("squeeze", "me/x", "-r", "2", "-o", "again")
     assert done.lines[0] == "error: me/x: the downloaded file is not the one on the Hub."
     assert (done.code, tree(here / "x-r2") != [], (here / "again").exists()) == (1, True, False)
+
+
+@pytest.mark.parametrize("words", ["squeeze me/x -r 2 -o out", "convert me/x --to mlx -o k"])
+def test_a_tokenizer_that_stays_on_the_hub_is_named(
+    words: str, hub: Hub, adapter: dict[str, bytes], here: Path
+) -> None:
+    hub.create("me/x", {**adapter, "tokenizer.json": b"{}"})
+    done = typed(*words.split())
+    assert "files of a tokenizer stay on the Hub: tokenizer.json" in " ".join(done.err.split())

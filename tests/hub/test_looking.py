@@ -52,7 +52,7 @@ def test_a_look_takes_three_requests_and_no_tensor(
     Path("r.yaml").write_text("method: squeeze\nadapters: me/x\nrank: 2\n")
     done = typed(*words)
     assert done.code == 0, done.err
-    assert len([r for r in hub.requests if not r.path.startswith("/cdn/")]) <= 3
+    assert len([r for r in hub.asked() if not r.path.startswith("/cdn/")]) <= 3
     weights = large["adapter_model.safetensors"]
     assert [len(head) for head in heads] == [header_end(weights)]
     (asked,) = hub.asked("/cdn/")
@@ -88,14 +88,14 @@ def test_a_path_here_wins_over_a_repository_of_that_name(
     hub.create("me/x", adapter)
     write_peft(Path("me/x"), factors(rng, 7))
     assert json.loads(typed("inspect", "me/x", "--json").out)["ranks"] == {"7": 3}
-    assert hub.requests == []
+    assert hub.asked() == []
 
 
 @pytest.mark.parametrize("name", ["./me/x", "me/x.safetensors", "me"])
 def test_what_can_only_be_a_path_is_never_asked_for(name: str, hub: Hub, here: Path) -> None:
     done = typed("inspect", name)
     assert (done.code, "does not exist" in done.err) == (1, True)
-    assert hub.requests == []
+    assert hub.asked() == []
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(
@@ -228,8 +228,8 @@ def test_scales_that_are_tensors_stay_unread(
 def test_the_client_says_who_asks(hub: Hub, adapter: dict[str, bytes], here: Path) -> None:
     hub.create("me/x", adapter)
     typed("squeeze", "me/x", "-r", "2")
-    assert hub.requests
-    assert all(request.agent.startswith("loramerge/") for request in hub.requests)
+    assert hub.asked()
+    assert all(request.agent.startswith("loramerge/") for request in hub.asked())
 
 
 def test_every_bad_reference_of_several_is_named_at_once(hub: Hub, here: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_gated_repository(
     assert done.lines[0] == "error: me/x is gated: its owners let in only who asked them."
     then = "then type it again" if token else "and log in first: hf auth login"
     assert done.lines[1] == f"hint: accept its terms at {hub.address}/me/x, {then}"
-    assert {request.token for request in hub.requests} == {token}
+    assert {request.token for request in hub.asked()} == {token}
 
 
 def test_a_gated_repository_opens_to_who_was_let_in(
@@ -112,7 +112,7 @@ def test_a_name_that_no_repository_can_have(hub: Hub, here: Path) -> None:
     done = typed("inspect", "me/x..y")
     assert done.code == 2
     assert done.lines[0] == "error: me/x..y is no name of a repository."
-    assert hub.requests == []
+    assert hub.asked() == []
 
 
 @pytest.mark.parametrize("path", ["/api/models", "/resolve/"])
@@ -148,7 +148,7 @@ def test_a_rate_limit_says_when_to_type_it_again(
     assert done.lines[0] == "error: The Hub takes no more requests from you now."
     more = "who is logged in may ask more often: hf auth login"
     assert done.lines[1] == f"hint: type it {when}; {more}"
-    assert len(hub.requests) == (1 if headers else 4)
+    assert len(hub.asked()) == (1 if headers else 4)
 
 
 def test_a_hub_out_of_order(hub: Hub, here: Path) -> None:
