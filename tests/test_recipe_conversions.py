@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 import loramerge as lm
+from loramerge.cli import written as commands_written
 from loramerge.errors import UsageError
 from loramerge.io._yaml import read_yaml
 from loramerge.options import describe
@@ -228,6 +229,26 @@ def test_a_mistake_is_told_by_its_path(text: str, message: str, hint: str | None
 )
 def test_the_schema_takes_what_runs(text: str, fits: bool) -> None:
     assert SCHEMA.is_valid(read_yaml(text, "x")) == fits
+
+
+def without_recipes() -> list[str]:
+    commands = {name: one for table in commands_written().values() for name, one in table.items()}
+    flag = "--save-recipe"
+    return [n for n, one in commands.items() if not any(flag in p.opts for p in one.params)]
+
+
+@pytest.mark.parametrize("name", without_recipes())
+def test_a_command_without_recipes_says_why_and_what_to_type_instead(here: Path, name: str) -> None:
+    done = typed(name, "a", "--save-recipe", "s.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert done.lines[0].startswith(f"error: {name} ")
+    assert "recipe" in done.lines[0]
+    shutil.copytree("a", "my-adapter")
+    line = done.lines[1][done.lines[1].index("loramerge ") :].split()[1:]
+    names = {"baked": "a", "extracted": "a"}
+    again = typed(*(names.get(word, word) for word in line), "-q")
+    assert again.code == 0, again.err
+    assert Path("recipe.yaml").is_file()
 
 
 def test_no_option_has_the_name_of_another_key() -> None:

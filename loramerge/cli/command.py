@@ -102,7 +102,7 @@ class Flag(click.Option):
         return changed
 
 
-def flag(option: Option, hidden: bool = False) -> Flag:
+def flag(option: Option, hidden: bool = False, required: bool = False) -> Flag:
     """The flag of a declared option."""
     names = [option.name, option.flag, *([option.short] if option.short else [])]
     if option.type is bool:
@@ -116,6 +116,7 @@ def flag(option: Option, hidden: bool = False) -> Flag:
         multiple=option.repeated,
         default=None,
         hidden=hidden,
+        required=required,
         help=option.description + (f"  [{'; '.join(facts)}]" if facts else ""),
         metavar=f"[{option.values}]" if option.choices else option.values,
     )

@@ -93,7 +93,7 @@ COMMANDS: dict[str, click.Command] = {
         callback=convert,
         params=[
             ADAPTER,
-            *(flag(option) for option in describe(ConvertOptions)),
+            *(flag(one, required=one.name == "to") for one in describe(ConvertOptions)),
             *INPUTS,
             OUT,
             *SENDING,

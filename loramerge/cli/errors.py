@@ -13,6 +13,27 @@ __all__ = ["explain"]
 # What other tools call an option.
 ELSEWHERE = {"--dynamic_method": "--sv-fro", "--new_rank": "--rank"}
 
+SAVE = "--save-recipe"
+# Why a command takes no --save-recipe, and what to type instead; any other makes no adapter.
+NO_RECIPE = {
+    "bake": (
+        "bake reads a model, and the steps of a recipe read adapters.",
+        "save the recipe of what you make of its result: loramerge squeeze baked --rank 8",
+    ),
+    "compare": (
+        "compare tries several methods, and a recipe has one result.",
+        "save the recipe of one method: loramerge ties a b",
+    ),
+    "extract": (
+        "extract reads two models, and the steps of a recipe read adapters.",
+        "save the recipe of what you make of its result: loramerge squeeze extracted --rank 8",
+    ),
+    "split": (
+        "split writes several pieces, and a recipe has one result.",
+        "save the recipe of one piece: loramerge select my-adapter --ranks 0-3",
+    ),
+}
+
 
 def explain(error: Exception) -> int:
     """Print a failure on stderr and return the exit code."""
@@ -49,6 +70,11 @@ def _click(error: click.ClickException) -> int:
     path = context.command_path
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(context.get_help(), err=True)
+    elif isinstance(error, click.NoSuchOption) and error.option_name == SAVE:
+        name = str(context.info_name)
+        nothing = f"{name} makes no adapter, of which there could be a recipe."
+        reason, hint = NO_RECIPE.get(name, (nothing, "for example: loramerge squeeze a --rank 8"))
+        _print(reason, f"{hint} {SAVE} recipe.yaml")
     elif isinstance(error, click.NoSuchOption):
         flags = [name for param in context.command.params for name in (*param.opts, "--help")]
         named = ELSEWHERE.get(error.option_name, error.option_name)
