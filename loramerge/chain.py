@@ -9,7 +9,10 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, public_base
 from loramerge.conversion import Conversion, conversion_name, plan_translation
+from loramerge.derivation import Derivation
+from loramerge.derive import difference, undecomposed
 from loramerge.errors import IncompatibleError, LoramergeError
+from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._open import open_adapter
 from loramerge.io._write import start_file
 from loramerge.plan import Plan, make_plan
@@ -18,7 +21,7 @@ from loramerge.result import result_name
 from loramerge.translation import Translation
 from loramerge.workflow import Workflow
 
-__all__ = ["Places", "converted_adapter", "outline", "place_of", "plans"]
+__all__ = ["Places", "converted_adapter", "outline", "place_of", "plan_derivation", "plans"]
 
 # Tensors up to this many bytes are facts that a reader of headers looks at, such as an alpha.
 FACT = 8
@@ -56,6 +59,8 @@ def plans(
                 plan: Plan | Conversion = _conversion(
                     step.recipe, inputs, places, None if last else str(number)
                 )
+            elif isinstance(step.recipe, Derivation):
+                plan = plan_derivation(step.recipe, inputs)
             else:
                 plan = make_plan(step.recipe, inputs)
         except LoramergeError as error:
@@ -77,6 +82,17 @@ def _conversion(
     return plan_translation(
         asked, inputs, out, force=places.force, allow_pickle=places.allow_pickle
     )
+
+
+def plan_derivation(asked: Derivation, inputs: Sequence[Adapter]) -> Plan:
+    """The squeeze of what follows from the models."""
+    base = open_checkpoint(asked.base)
+    if asked.tuned is None:
+        (adapter,) = inputs
+        derived = undecomposed(adapter, base)
+    else:
+        derived = difference(base, open_checkpoint(asked.tuned), asked.tuned)
+    return make_plan(asked.squeeze, [derived])
 
 
 def place_of(plan: Plan | Conversion, out: str | None, force: bool) -> Path:

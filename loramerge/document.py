@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from loramerge.errors import UsageError
 from loramerge.io._yaml import Value
 from loramerge.recipe import Named
-from loramerge.translation import step_options
+from loramerge.steps import step_options
 
 __all__ = ["assign", "recipe_document"]
 
@@ -62,7 +62,8 @@ def recipe_document(
         listed.append({"reference": named.reference, **said} if said else named.reference)
     keys = {option.name: option.key for option in step_options(method)}
     flat = {keys.get(name, name): _plain(value) for name, value in values.items()}
-    return {"method": method, "adapters": listed, **flat, **({"output": output} if output else {})}
+    inputs = {"adapters": listed} if listed else {}
+    return {"method": method, **inputs, **flat, **({"output": output} if output else {})}
 
 
 def _plain(value: object) -> Value:

@@ -12,7 +12,8 @@ from loramerge.io._yaml import Value
 from loramerge.recipe import Named
 from loramerge.record import Canonical, Source
 from loramerge.retrace import Way
-from loramerge.translation import CONVERT, heads_text, step_options
+from loramerge.steps import step_options
+from loramerge.translation import CONVERT, heads_text
 
 __all__ = ["lineage"]
 

@@ -8,7 +8,7 @@ import msgspec
 from loramerge.options import Options, describe
 from loramerge.recipe import fixed, options_of, settings_of
 from loramerge.registry import Method, Preset, layout_names, methods
-from loramerge.translation import CONVERT, ConvertOptions
+from loramerge.steps import KINDS, Kind
 from loramerge.workflow import NAME, OF_FILE, OF_STEP
 
 __all__ = ["recipe_schema"]
@@ -51,7 +51,6 @@ STEP: Mapping[str, Any] = {
         "description": "What the method is given.",
     },
 }
-CONVERTS = "Write the adapter in another layout: factors bit for bit, names translated."
 FILE: Mapping[str, Any] = {
     "output": {
         "type": "string",
@@ -69,6 +68,7 @@ def recipe_schema() -> dict[str, Any]:
     """One step, or several under `steps`; which options there are depends on the method."""
     declared = {method.options for method in methods().values()}
     declared |= {settings_of(method) for method in methods().values()}
+    declared |= {kind.options for kind in KINDS.values()}
     options = {
         one.__name__: _options(one) for one in sorted(declared, key=lambda one: one.__name__)
     }
@@ -88,23 +88,19 @@ def recipe_schema() -> dict[str, Any]:
         "if": {"required": ["steps"]},
         "then": {"propertyNames": {"enum": list(OF_FILE)}},
         "else": _step((*OF_STEP, *FILE)),
-        "definitions": {
-            "adapter": ADAPTER,
-            ConvertOptions.__name__: _convert_options(),
-            **options,
-        },
+        "definitions": {"adapter": ADAPTER, **options},
     }
 
 
 def _step(keys: tuple[str, ...]) -> dict[str, Any]:
     """A step; `keys` are what it may hold besides the options of its method."""
-    kinds = [(CONVERT, CONVERTS, _of_convert(keys))]
+    kinds = [(name, kind.summary, _of_kind(kind, keys)) for name, kind in KINDS.items()]
     for method in methods().values():
         kinds.append((method.name, method.summary, _of_method(method, None, keys)))
         kinds += [(one.name, one.summary, _of_method(method, one, keys)) for one in method.presets]
     return {
         "type": "object",
-        "required": ["method", "adapters"],
+        "required": ["method"],
         "properties": {
             **STEP,
             "method": {"oneOf": [{"const": name, "description": said} for name, said, _ in kinds]},
@@ -124,24 +120,21 @@ def _of_method(method: Method, preset: Preset | None, keys: tuple[str, ...]) -> 
     taken = [option.key for option in options_of(method) if option.name not in fixed(preset)]
     declared = (method.options, settings_of(method))
     return {
+        "required": ["adapters"],
         "allOf": [{"$ref": f"#/definitions/{one.__name__}"} for one in declared],
         "propertyNames": {"enum": [*keys, *taken]},
     }
 
 
-def _of_convert(keys: tuple[str, ...]) -> dict[str, Any]:
-    """What a conversion takes, and no other keys."""
+def _of_kind(kind: Kind, keys: tuple[str, ...]) -> dict[str, Any]:
+    """What a command that is no method takes, and no other keys."""
+    taken = [option.key for option in describe(kind.options)]
+    held = [key for key in keys if key != "adapters" or key in kind.needs]
     return {
-        "required": ["to"],
-        "allOf": [{"$ref": f"#/definitions/{ConvertOptions.__name__}"}],
-        "propertyNames": {"enum": [*keys, *(option.key for option in describe(ConvertOptions))]},
+        "required": list(kind.needs),
+        "allOf": [{"$ref": f"#/definitions/{kind.options.__name__}"}],
+        "propertyNames": {"enum": [*held, *taken]},
     }
-
-
-def _convert_options() -> dict[str, Any]:
-    found = _options(ConvertOptions)
-    to = {"enum": list(layout_names()), "description": found["properties"]["to"]["description"]}
-    return {"properties": {**found["properties"], "to": to}}
 
 
 def _options(declared: type[Options]) -> dict[str, Any]:
@@ -153,6 +146,8 @@ def _options(declared: type[Options]) -> dict[str, Any]:
         value.pop("description", None)
         if option.repeated:
             value = {"anyOf": [value, value["items"]]}
+        elif option.name == "to" and option.default is None:
+            value = {"enum": list(layout_names())}
         elif option.name == "size":
             value = {"anyOf": [value, {"type": "integer", "minimum": 1}]}
         found[option.key] = {**value, "description": option.description}

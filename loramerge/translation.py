@@ -10,8 +10,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from loramerge.errors import UsageError
-from loramerge.options import Option, OptionError, Options, build, describe, did_you_mean
-from loramerge.recipe import Named, find, options_of
+from loramerge.options import OptionError, Options, build, did_you_mean
+from loramerge.recipe import Named
 from loramerge.registry import layout_names
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Translation",
     "heads_text",
     "make_translation",
-    "step_options",
 ]
 
 # The command, the step of a recipe, and what a conversion is recorded as.
@@ -137,11 +136,6 @@ def make_translation(adapters: Sequence[Named], values: Mapping[str, object]) ->
         given.append(replace(given[0], reference=options.initial))
     heads = None if options.heads is None else _heads(options.heads)
     return Translation(tuple(given), options, options.to, heads, tuple(map(_pair, options.rename)))
-
-
-def step_options(method: str) -> list[Option]:
-    """What a step of a method, a preset or `convert` may hold. Raises UsageError for none."""
-    return describe(ConvertOptions) if method == CONVERT else options_of(find(method)[0])
 
 
 def heads_text(heads: Sequence[int]) -> str:

@@ -15,8 +15,9 @@ from loramerge.io._open import layout
 from loramerge.io._yaml import Value
 from loramerge.mergekit import Problem, translated
 from loramerge.options import Option, OptionError, did_you_mean
-from loramerge.recipe import Named, Recipe, find, make_recipe
-from loramerge.translation import CONVERT, Translation, make_translation, step_options
+from loramerge.recipe import Named, find, make_recipe
+from loramerge.steps import KINDS, Asked, step_options
+from loramerge.translation import Translation
 
 __all__ = ["NAME", "OF_FILE", "OF_STEP", "Step", "Workflow", "make_workflow"]
 
@@ -29,9 +30,9 @@ NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 
 
 class Step(Struct, frozen=True):
-    """One method on adapters or on the results of earlier steps, by their names; or `convert`."""
+    """One method or command, on adapters or on the results of earlier steps, by their names."""
 
-    recipe: Recipe | Translation
+    recipe: Asked
     name: str | None = None
 
 
@@ -132,16 +133,16 @@ class _Reader(Struct):
 
     def recipe(
         self, method: str, adapters: list[Named], found: Mapping[str, Value], path: str, known: int
-    ) -> Recipe | Translation | None:
+    ) -> Asked | None:
         """The recipe of a step with `known` problems before it; every refused option is told."""
         try:
             options = {option.key: option for option in step_options(method)}
         except UsageError as error:
-            close = did_you_mean(method, [CONVERT])
+            close = did_you_mean(method, KINDS)
             hint = f"did you mean '{close}'?" if close else error.hint
             self.refuse(f"{path}.method", f"is '{method}', no method", hint)
             return None
-        if method == CONVERT or find(method)[0].takes == "one":
+        if method in KINDS or find(method)[0].takes == "one":
             for place, named in enumerate(adapters):
                 if named.weight != 1:
                     self.refuse(f"{path}.adapters[{place}].weight", f"is nothing {method} takes")
@@ -157,9 +158,9 @@ class _Reader(Struct):
             del values[key]
         while True:
             try:
-                if method == CONVERT:
-                    return self.translation(adapters, values, path)
-                return make_recipe(method, adapters, values)
+                if method not in KINDS:
+                    return make_recipe(method, adapters, values)
+                return self.other(KINDS[method].make(adapters, values), path)
             except OptionError as error:
                 self.refuse(f"{path}.{error.name.strip('_')}", error.text, error.hint)
                 del values[error.name]
@@ -168,12 +169,10 @@ class _Reader(Struct):
                     self.refuse(f"{path}:", error.message.rstrip("."), error.hint)
                 return None
 
-    def translation(
-        self, adapters: list[Named], values: Mapping[str, object], path: str
-    ) -> Translation:
-        made = make_translation(adapters, values)
-        first = made.adapters[0]
-        if first.shared is not None and first.reference in self.names:
+    def other(self, made: Asked, path: str) -> Asked:
+        """A step that is no method; of a result nothing is kept elsewhere."""
+        first = made.adapters[0] if isinstance(made, Translation) else None
+        if first and first.shared is not None and first.reference in self.names:
             self.refuse(
                 f"{path}.shared", f"is for files; {first.reference} is the result of a step"
             )

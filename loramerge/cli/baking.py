@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SAVE_DTYPE, SENDING, SHOWN, path
+from loramerge.cli.command import Command, flag, those_set
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SAVE_RECIPE, SENDING, SHOWN, path
 from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.terminal import Row, print_rows
+from loramerge.derivation import BakeOptions, ExtractOptions, make_baked, make_extracted
 from loramerge.errors import UsageError
+from loramerge.options import describe
 
 if TYPE_CHECKING:
-    from loramerge.adapter import Adapter
+    from loramerge.recipe import Named
 
 __all__ = ["COMMANDS"]
 
@@ -32,7 +34,6 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json, echo_path, in_bytes
     from loramerge.compute import own_process
-    from loramerge.derive import undecomposed
     from loramerge.io._checkpoint import open_checkpoint
     from loramerge.publish import stem
 
@@ -49,11 +50,13 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
         )
     if rank is None and Path(wishes["out"] or "").suffix == ".safetensors":
         raise UsageError("bake writes a model's directory, not one file.", "name a directory")
-    (source,) = opened(named_adapters([adapter], (), wishes["alpha"], wishes["from_"]))
-    model = open_checkpoint(base)
-    if rank is not None:
-        _squeeze(undecomposed(source, model), rank, f"{stem(source)}-r{rank}", push, wishes)
+    named = named_adapters([adapter], (), wishes["alpha"], wishes["from_"])
+    if rank is not None or wishes["save_recipe"] is not None:
+        said = {"base": base, "rank": rank, "save_dtype": wishes["save_dtype"]}
+        _derive("bake", named, those_set(said), push, wishes)
         return
+    (source,) = opened(named)
+    model = open_checkpoint(base)
     final = Path(wishes["out"] or f"{stem(source)}-baked").expanduser()
     with progress(wishes["quiet"]) as listen:
         done = baked(source, model, final, wishes["force"], listen)
@@ -87,39 +90,43 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
     echo_path(final)
 
 
-def extract(base: str, tuned: str, rank: int, **wishes: Any) -> None:
+def extract(base: str, tuned: str, **wishes: Any) -> None:
     """Make an adapter of what tuning changed: the best of a rank for each matrix that differs.
 
     Reads both models shard by shard; what changed and is no matrix (biases, norms) is left out and
     named. The error printed is against the whole difference of the matrices.
     """
     from loramerge.compute import own_process
-    from loramerge.derive import difference
-    from loramerge.io._checkpoint import open_checkpoint
 
     own_process()
     push = sending("extract", **{key: wishes.pop(key) for key in TOLD})
-    found = difference(open_checkpoint(base), open_checkpoint(tuned), tuned)
-    _squeeze(found, rank, f"{_stem(tuned)}-lora-r{rank}", push, wishes)
+    said = {"rank": wishes["rank"], "save_dtype": wishes["save_dtype"]}
+    _derive("extract", [], {"base": base, "tuned": tuned, **those_set(said)}, push, wishes)
 
 
-def _stem(reference: str) -> str:
-    return Path(reference).expanduser().resolve().name.removesuffix(".safetensors")
-
-
-def _squeeze(
-    derived: "Adapter", rank: int, name: str, push: Sending | None, wishes: dict[str, Any]
+def _derive(
+    name: str,
+    named: list["Named"],
+    values: dict[str, object],
+    push: Sending | None,
+    wishes: dict[str, Any],
 ) -> None:
-    """Run the squeeze of a derived adapter as any other."""
+    """Run the squeeze of what follows from models as any other."""
+    from loramerge.chain import plan_derivation
     from loramerge.cli import ui
+    from loramerge.cli.inputs import opened
     from loramerge.cli.progress import progress
-    from loramerge.plan import make_plan
+    from loramerge.document import recipe_document
+    from loramerge.io._write import write_text
+    from loramerge.io._yaml import write_yaml
     from loramerge.publish import destination, publish
-    from loramerge.recipe import Named, make_recipe
 
-    values = {"rank": rank, "save_dtype": wishes["save_dtype"] or "auto"}
-    plan = make_plan(make_recipe("squeeze", [Named(derived.reference)], values), [derived])
-    final = destination(plan, wishes["out"] or name, wishes["force"])
+    asked = make_baked(named, values) if named else make_extracted(named, values)
+    plan = plan_derivation(asked, opened(named) if named else [])
+    final = destination(plan, wishes["out"], wishes["force"])
+    if wishes["save_recipe"] is not None:
+        text = write_yaml(recipe_document(name, named, values, wishes["out"]))
+        write_text(Path(wishes["save_recipe"]).expanduser(), text, wishes["force"])
     if push is not None:
         push.check()
     shown = ui.Results(batch=False, as_json=wishes["json"], quiet=wishes["quiet"])
@@ -129,29 +136,14 @@ def _squeeze(
     shown.close()
 
 
-_WRITTEN = (OUT, *SENDING, FORCE, SAVE_DTYPE, *SHOWN)
+_WRITTEN = (OUT, *SENDING, SAVE_RECIPE, FORCE, *SHOWN)
 COMMANDS: dict[str, click.Command] = {
     "bake": Command(
         "bake",
         callback=bake,
         params=[
             ADAPTER,
-            Flag(
-                "base",
-                "--base",
-                type=click.Path(),
-                required=True,
-                metavar="MODEL",
-                help="Directory of the base model, or one safetensors file.",
-            ),
-            Flag(
-                "rank",
-                "-r",
-                "--rank",
-                type=click.IntRange(min=1),
-                metavar="N",
-                help="Write a plain LoRA of this rank instead of full weights.",
-            ),
+            *(flag(one, required=one.name == "base") for one in describe(BakeOptions)),
             *INPUTS,
             *_WRITTEN,
         ],
@@ -165,14 +157,10 @@ COMMANDS: dict[str, click.Command] = {
         params=[
             path("base"),
             path("tuned"),
-            Flag(
-                "rank",
-                "-r",
-                "--rank",
-                type=click.IntRange(min=1),
-                required=True,
-                metavar="N",
-                help="Rank of the adapter.",
+            *(
+                flag(one, required=one.name == "rank")
+                for one in describe(ExtractOptions)
+                if one.name not in ("base", "tuned")
             ),
             *_WRITTEN,
         ],

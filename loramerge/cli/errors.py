@@ -16,17 +16,9 @@ ELSEWHERE = {"--dynamic_method": "--sv-fro", "--new_rank": "--rank"}
 SAVE = "--save-recipe"
 # Why a command takes no --save-recipe, and what to type instead; any other makes no adapter.
 NO_RECIPE = {
-    "bake": (
-        "bake reads a model, and the steps of a recipe read adapters.",
-        "save the recipe of what you make of its result: loramerge squeeze baked --rank 8",
-    ),
     "compare": (
         "compare tries several methods, and a recipe has one result.",
         "save the recipe of one method: loramerge ties a b",
-    ),
-    "extract": (
-        "extract reads two models, and the steps of a recipe read adapters.",
-        "save the recipe of what you make of its result: loramerge squeeze extracted --rank 8",
     ),
     "split": (
         "split writes several pieces, and a recipe has one result.",
