@@ -4,22 +4,18 @@ The command line and recipe files end here, as methods do in a `Recipe`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
 from loramerge.errors import UsageError
 from loramerge.options import Count, Options, build
 from loramerge.recipe import Named, Recipe, make_recipe
-from loramerge.settings import OUTPUT
+from loramerge.settings import SaveDtype
 
 __all__ = ["BakeOptions", "Derivation", "ExtractOptions", "make_baked", "make_extracted"]
 
 BAKE, EXTRACT = "bake", "extract"
-Stored = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16"],
-    Meta(description="Stored dtype; auto is the inputs' common one.", extra={"group": OUTPUT}),
-]
 
 
 def _says(description: str, **extra: Any) -> Meta:
@@ -37,7 +33,7 @@ class BakeOptions(Options, frozen=True):
         Count | None,
         _says("Write a plain LoRA of this rank instead of full weights.", short="-r"),
     ] = None
-    save_dtype: Stored = "auto"
+    save_dtype: SaveDtype = "auto"
 
 
 class ExtractOptions(Options, frozen=True):
@@ -48,7 +44,7 @@ class ExtractOptions(Options, frozen=True):
     ] = None
     tuned: Annotated[str | None, _says("The model after it was tuned.", metavar="MODEL")] = None
     rank: Annotated[Count | None, _says("Rank of the adapter.", short="-r")] = None
-    save_dtype: Stored = "auto"
+    save_dtype: SaveDtype = "auto"
 
 
 class Derivation(Struct, frozen=True):

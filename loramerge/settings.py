@@ -1,6 +1,6 @@
 """The settings every computing command shares, declared once, in the groups help shows."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
 
@@ -10,7 +10,7 @@ from loramerge.linalg.scales import ScaleName
 from loramerge.options import Count, Factor, Options, Ratio, Share
 from loramerge.weights import EXPECTED
 
-__all__ = ["BOUNDS", "GROUPS", "REFINEMENTS", "RULES", "MergeSettings", "Settings"]
+__all__ = ["BOUNDS", "GROUPS", "REFINEMENTS", "RULES", "MergeSettings", "SaveDtype", "Settings"]
 
 # The rules of kohya's resize_lora, beside which --rank is the most that any module gets.
 RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
@@ -30,6 +30,12 @@ GROUPS = (RANK, MERGE, INPUT, OUTPUT, COMPUTING)
 def _says(group: str, description: str, **extra: str) -> Meta:
     """A setting's group, its sentence, and what help and errors call its value."""
     return Meta(description=description, extra={"group": group, **extra})
+
+
+SaveDtype: TypeAlias = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    _says(OUTPUT, "Stored dtype; auto is the inputs' common one."),
+]
 
 
 class Settings(Options, frozen=True):
@@ -118,10 +124,7 @@ class Settings(Options, frozen=True):
         str,
         _says(OUTPUT, "Layout to write: same, or one of `loramerge layouts`.", metavar="LAYOUT"),
     ] = "same"
-    save_dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"],
-        _says(OUTPUT, "Stored dtype; auto is the inputs' common one."),
-    ] = "auto"
+    save_dtype: SaveDtype = "auto"
     device: Annotated[
         str,
         Meta(

@@ -19,6 +19,7 @@ from loramerge.workflow import OF_FILE, OF_STEP, make_workflow
 from tests.build import write_peft
 from tests.conftest import factors
 from tests.test_api import bytes_of
+from tests.test_recipe_conversions import check_saved, ran
 from tests.typed import tree, typed
 
 SCHEMA = Draft7Validator(recipe_schema())
@@ -59,13 +60,6 @@ def here(
     return tmp_path
 
 
-def ran(text: str) -> Path:
-    Path("r.yaml").write_text(text)
-    done = typed("run", "r.yaml", "-q")
-    assert (done.code, done.err) == (0, "")
-    return Path(done.out.strip())
-
-
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
@@ -102,14 +96,8 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_saved_recipe_writes_the_bytes_of_its_command(here: Path, line: str) -> None:
-    first = typed(*line.split(), "--save-recipe", "saved.yaml", "-q")
-    assert first.code == 0, first.err
-    before = bytes_of(here / first.out.strip())
-    again = typed("run", "saved.yaml", "-q", "-f")
-    assert (again.code, again.out) == (0, first.out), again.err
-    assert bytes_of(here / again.out.strip()) == before
-    assert SCHEMA.is_valid(read_yaml((here / "saved.yaml").read_text(), "x"))
+def test_a_saved_recipe_writes_the_bytes_of_its_command(line: str) -> None:
+    check_saved(line)
 
 
 def test_full_weights_have_no_recipe(here: Path) -> None:

@@ -7,6 +7,7 @@ import click
 
 from loramerge.cli.command import Command, flag, those_set
 from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT, SAVE_RECIPE, SENDING, SHOWN, path
+from loramerge.cli.saving import save_recipe
 from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.derivation import BakeOptions, ExtractOptions, make_baked, make_extracted
@@ -117,16 +118,13 @@ def _derive(
     from loramerge.cli.inputs import opened
     from loramerge.cli.progress import progress
     from loramerge.document import recipe_document
-    from loramerge.io._write import write_text
-    from loramerge.io._yaml import write_yaml
     from loramerge.publish import destination, publish
 
     asked = make_baked(named, values) if named else make_extracted(named, values)
     plan = plan_derivation(asked, opened(named) if named else [])
     final = destination(plan, wishes["out"], wishes["force"])
-    if wishes["save_recipe"] is not None:
-        text = write_yaml(recipe_document(name, named, values, wishes["out"]))
-        write_text(Path(wishes["save_recipe"]).expanduser(), text, wishes["force"])
+    document = recipe_document(name, named, values, wishes["out"])
+    save_recipe(wishes["save_recipe"], document, wishes["force"])
     if push is not None:
         push.check()
     shown = ui.Results(batch=False, as_json=wishes["json"], quiet=wishes["quiet"])

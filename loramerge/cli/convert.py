@@ -1,6 +1,5 @@
 """The convert command: the same adapter in another layout."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -8,6 +7,7 @@ from msgspec.structs import replace
 
 from loramerge.cli.command import PICKLES, Command, flag, those_set
 from loramerge.cli.flags import ADAPTER, DRY_RUN, FORCE, INPUTS, OUT, SAVE_RECIPE, SENDING, SHOWN
+from loramerge.cli.saving import save_recipe
 from loramerge.cli.sending import TOLD, sending
 from loramerge.errors import UsageError
 from loramerge.options import describe
@@ -21,7 +21,6 @@ def convert(
     alpha: tuple[float, ...],
     from_: tuple[str, ...],
     out: str | None,
-    save_recipe: str | None,
     force: bool,
     dry_run: bool,
     json: bool,
@@ -52,11 +51,10 @@ def convert(
     from loramerge.converted import convert as converted
     from loramerge.document import recipe_document
     from loramerge.io._hub import fetch
-    from loramerge.io._write import write_text
-    from loramerge.io._yaml import write_yaml
 
     own_process()
     push = sending(CONVERT, **{key: given.pop(key) for key in TOLD})
+    saved = given.pop("save_recipe")
     values = those_set(given)
     both = [adapter, *([str(given["initial"])] if given["initial"] else [])]
     named = named_adapters(both, (), alpha, from_)
@@ -66,14 +64,12 @@ def convert(
     sources = opened(asked.adapters, look=dry_run)
     allowed = click.get_current_context().meta[PICKLES]
     plan = plan_translation(asked, sources, out, force=force, allow_pickle=allowed)
-    if save_recipe is not None:
-        if asked != make_translation(named[:1], values):
-            raise UsageError(
-                "convert --save-recipe reads what --initial names as it reads the adapter.",
-                "give one --alpha and one --from for both, or leave out --save-recipe",
-            )
-        document = recipe_document(CONVERT, named[:1], values, out)
-        write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
+    if saved is not None and asked != make_translation(named[:1], values):
+        raise UsageError(
+            "convert --save-recipe reads what --initial names as it reads the adapter.",
+            "give one --alpha and one --from for both, or leave out --save-recipe",
+        )
+    save_recipe(saved, recipe_document(CONVERT, named[:1], values, out), force)
     if dry_run:
         show_plans([(plan, plan.final)], as_json=json, quiet=quiet)
         return

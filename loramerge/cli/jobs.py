@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from loramerge.cli.command import those_set
 from loramerge.cli.inputs import named_adapters, opened
 from loramerge.cli.reporting import page_place, write_page
+from loramerge.cli.saving import save_recipe
 from loramerge.cli.sending import TOLD, Sending, sending
 from loramerge.cli.sweep import show_sweep
 from loramerge.errors import UsageError, listed
@@ -48,8 +49,6 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.compute import own_process
     from loramerge.document import recipe_document
     from loramerge.io._hub import fetch
-    from loramerge.io._write import write_text
-    from loramerge.io._yaml import write_yaml
     from loramerge.publish import publish
 
     own_process()
@@ -68,9 +67,8 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         return
     jobs = _planned(name, _split(name, method, inputs, wishes, typed), values, wishes)
     place = page_place(name, wishes.report, wishes.out_dir, wishes.force)
-    if wishes.save_recipe is not None:
-        document = recipe_document(name, inputs, values, wishes.out)
-        write_text(Path(wishes.save_recipe).expanduser(), write_yaml(document), wishes.force)
+    document = recipe_document(name, inputs, values, wishes.out)
+    save_recipe(wishes.save_recipe, document, wishes.force)
     if wishes.dry_run:
         show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return

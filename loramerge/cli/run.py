@@ -8,6 +8,7 @@ import click
 
 from loramerge.cli.command import PICKLES
 from loramerge.cli.reporting import page_place, write_page
+from loramerge.cli.saving import save_recipe
 from loramerge.cli.sending import sending
 from loramerge.errors import UsageError
 
@@ -30,7 +31,6 @@ def run(
     recipe: str,
     assigned: tuple[str, ...],
     out: str | None,
-    save_recipe: str | None,
     report: str | None,
     force: bool,
     dry_run: bool,
@@ -51,12 +51,11 @@ def run(
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
     from loramerge.conversion import Conversion
-    from loramerge.io._write import write_text
-    from loramerge.io._yaml import write_yaml
     from loramerge.report import Report
     from loramerge.workflow import make_workflow
 
     own_process()
+    saved = told.pop("save_recipe")
     push = sending("run", **told)
     document = _document(recipe, assigned)
     workflow = make_workflow(document, recipe)
@@ -69,8 +68,8 @@ def run(
             "run --report shows what a method has measured, and the last step is convert.",
             "leave out --report; --json prints what was done",
         )
-    if save_recipe and isinstance(document, dict):
-        write_text(Path(save_recipe).expanduser(), write_yaml(document), force)
+    if isinstance(document, dict):
+        save_recipe(saved, document, force)
     if dry_run:
         show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
         return
