@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import to_builtins
@@ -21,9 +21,11 @@ from loramerge.cli.ui import (
     ranks_in,
     span,
 )
-from loramerge.conversion import Conversion
 from loramerge.plan import Plan
 from loramerge.record import UNKNOWN
+
+if TYPE_CHECKING:
+    from loramerge.conversion import Conversion
 
 __all__ = ["show_plans"]
 
@@ -33,11 +35,11 @@ NOTHING = "nothing was computed or written"
 
 
 def show_plans(
-    jobs: Sequence[tuple[Plan | Conversion, Path]],
+    jobs: Sequence[tuple["Plan | Conversion", Path]],
     *,
     as_json: bool,
     quiet: bool,
-    earlier: Sequence[Plan | Conversion] = (),
+    earlier: "Sequence[Plan | Conversion]" = (),
 ) -> None:
     """What would be done, from headers alone; `earlier` are the steps before the last."""
     facts = [_facts(plan, final) for plan, final in jobs]
@@ -56,12 +58,12 @@ def show_plans(
         echo_path(final)
 
 
-def _facts(plan: Plan | Conversion, final: Path | None) -> dict[str, Any]:
+def _facts(plan: "Plan | Conversion", final: Path | None) -> dict[str, Any]:
     where = {"output": str(final)} if final else {}
-    return {**where, **(_converting(plan) if isinstance(plan, Conversion) else _computing(plan))}
+    return {**where, **(_computing(plan) if isinstance(plan, Plan) else _converting(plan))}
 
 
-def _converting(plan: Conversion) -> dict[str, Any]:
+def _converting(plan: "Conversion") -> dict[str, Any]:
     recipe = plan.record(UNKNOWN).recipe
     return {
         "method": recipe.method,
@@ -114,8 +116,8 @@ def _delta_bytes(plan: Plan) -> int:
     return max(entry * math.prod(module.model.shape) for module in plan.alignment.modules)
 
 
-def _plan(plan: Plan | Conversion, facts: dict[str, Any]) -> list[Row]:
-    if isinstance(plan, Conversion):
+def _plan(plan: "Plan | Conversion", facts: dict[str, Any]) -> list[Row]:
+    if not isinstance(plan, Plan):
         read = len(plan.original.modules)
         kept = len(plan.draft.modules) - len(plan.folded)
         return [

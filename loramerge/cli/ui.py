@@ -4,18 +4,20 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loramerge.adapter import Adapter
 from loramerge.cli.terminal import Row, print_rows
 from loramerge.compute import FLOOR
-from loramerge.converted import Converted
-from loramerge.io._hub_push import Pushed
 from loramerge.linalg.calibrations import PAPERS
 from loramerge.plan import Plan
 from loramerge.report import SCHEMA_VERSION, Report
+
+if TYPE_CHECKING:
+    from loramerge.converted import Converted
+    from loramerge.io._hub_push import Pushed
 
 __all__ = [
     "DTYPES",
@@ -66,7 +68,7 @@ class Results:
         self.facts: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
 
-    def step(self, report: Report | Converted) -> None:
+    def step(self, report: "Report | Converted") -> None:
         """Show a result that is kept for the next step, and what it is kept as."""
         if self.as_json:
             self.steps.append(report.as_json())
@@ -75,7 +77,7 @@ class Results:
             print_rows([*_rows(report), kept, *note_rows(report.plan.adapters, report.notes)])
             click.echo(err=True)
 
-    def add(self, report: Report | Converted, final: Path, sent: Pushed | None = None) -> None:
+    def add(self, report: "Report | Converted", final: Path, sent: "Pushed | None" = None) -> None:
         """Show one result, and where on the Hub it was sent to."""
         warning = _assumption(report.plan.adapters)
         if self.as_json:
@@ -96,18 +98,18 @@ class Results:
             echo_json({"results": self.facts} if self.batch else {**self.facts[0], **steps})
 
 
-def _kept(report: Report | Converted) -> str:
-    if isinstance(report, Converted):
+def _kept(report: "Report | Converted") -> str:
+    if not isinstance(report, Report):
         return f"in the layout {report.plan.layout.name}"
     dtype = DTYPES[report.plan.dtype]
     return f"as {dtype}{'' if dtype == 'float32' else ' (save_dtype: float32 keeps more)'}"
 
 
-def _rows(report: Report | Converted) -> list[Row]:
-    return _converted(report) if isinstance(report, Converted) else _report(report)
+def _rows(report: "Report | Converted") -> list[Row]:
+    return _report(report) if isinstance(report, Report) else _converted(report)
 
 
-def _converted(done: Converted) -> list[Row]:
+def _converted(done: "Converted") -> list[Row]:
     plan = done.plan
     kept = len(plan.draft.modules) - len(plan.folded)
     return [
@@ -164,7 +166,7 @@ def method_of(plan: Plan) -> str:
     return f"{name}, {paper}{by}"
 
 
-def pushed(sent: Pushed | None) -> list[Row]:
+def pushed(sent: "Pushed | None") -> list[Row]:
     """Where on the Hub a result was sent to."""
     if sent is None:
         return []
