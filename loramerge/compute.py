@@ -154,9 +154,9 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def finite(update: LowRank) -> bool:
-    """Whether every entry of a CPU update is a number: their sum is, only if every entry is."""
+    """Whether every entry of a CPU update is a number: the sum of squares is, only if each is."""
     with np.errstate(all="ignore"):
-        if np.isfinite(update.A.sum() + update.B.sum()):
+        if np.isfinite(np.vdot(update.A, update.A) + np.vdot(update.B, update.B)):
             return True
     return bool(np.isfinite(update.A).all() and np.isfinite(update.B).all())
 
