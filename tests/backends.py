@@ -49,10 +49,10 @@ def lend_kernels_to_strict(monkeypatch: pytest.MonkeyPatch) -> None:
         def call(x: Any, *rest: Any) -> Any:
             if isinstance(x, np.ndarray):
                 return kernel(x, *rest)
-            found = kernel(np.asarray(x), *rest)
+            found = kernel(*(np.asarray(y) if isinstance(y, type(x)) else y for y in (x, *rest)))
             return tuple(map(_strict, found)) if isinstance(found, tuple) else _strict(found)
 
         return call
 
-    for name in ("bits", "cholesky", "gaussian", "ranks", "tally"):
+    for name in ("bits", "cholesky", "gaussian", "inner", "ranks", "tally"):
         monkeypatch.setattr(_numpy, name, lent(getattr(_numpy, name)))

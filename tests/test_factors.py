@@ -157,6 +157,23 @@ def test_each_module_of_a_batch_is_compared_on_its_own(rng: np.random.Generator)
     np.testing.assert_allclose(compare(target, result).error, expected, rtol=1e-5)
 
 
+def test_each_module_of_a_batch_is_measured_as_it_is_alone(rng: np.random.Generator) -> None:
+    # Far apart, too near for float32, too near for float64, and the same to the bit.
+    target = gaussian(rng, 30, 20, 4, batch=4)
+    result = LowRank(target.A.astype(np.float64), target.B.astype(np.float64))
+    result.B[0] += rng.standard_normal((30, 4))
+    result.B[1] *= 1 + 1e-5
+    result.B[2] *= 1 + 1e-12
+    target = LowRank(target.A.astype(np.float64), target.B.astype(np.float64))
+    together = compare(target, result)
+    for item in range(4):
+        one = slice(item, item + 1)
+        alone = compare(LowRank(target.A[one], target.B[one]), LowRank(result.A[one], result.B[one]))
+        for name in ("target", "result", "inner", "error"):
+            assert getattr(together, name)[item] == getattr(alone, name)[0]
+    np.testing.assert_allclose(together.error[1:] / together.target[1:], [1e-10, 1e-24, 0], rtol=0.1)
+
+
 def test_padding_adds_zero_ranks_and_nothing_else(rng: np.random.Generator) -> None:
     update = gaussian(rng, 12, 10, 3)
     padded = pad(update, 5)

@@ -43,6 +43,17 @@ def test_cholesky_takes_any_number_of_batch_dimensions(name: str) -> None:
         assert float(backend.take(L)[..., 0, 0].min()) == 2.0
 
 
+@each_backend
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_inner_products_are_those_of_columns(
+    rng: np.random.Generator, name: str, batch: tuple[int, ...]
+) -> None:
+    backend = BACKENDS[name]
+    X, Y = rng.standard_normal((*batch, 30, 4)), rng.standard_normal((*batch, 30, 5))
+    found = backend.take(kernels(backend.put(X)).inner(backend.put(X), backend.put(Y)))
+    np.testing.assert_allclose(found, np.einsum("...ij,...ik->...jk", X, Y), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_gaussian_matrix_has_the_same_bits_in_both_backends(dtype: type) -> None:
     model = np.zeros(1, dtype)

@@ -10,6 +10,7 @@ from loramerge.adapter import LowRank
 from loramerge.compute import single_threaded_blas
 from loramerge.linalg.factors import concat
 from loramerge.linalg.spectrum import decompose, randomized
+from tests.backends import BACKENDS
 from tests.updates import CASES, Case, dense, gaussian, near, weighted_sum
 
 EVERY = 10**6
@@ -138,6 +139,26 @@ def test_a_batch_with_one_difficult_module_is_accurate_in_every_module(
     for module in range(3):
         error = np.linalg.norm(found[module] - total[module])
         assert error <= 1e-5 * np.linalg.norm(total[module])
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_each_module_of_a_batch_takes_the_road_it_takes_alone(
+    rng: np.random.Generator, name: str
+) -> None:
+    # A Cholesky factor, eigenvectors, and QR: columns apart, nearly and almost wholly the same.
+    gaps = (1.0, 1e-4, 3e-7)
+    pairs = [(one := gaussian(rng, 60, 50, 4), near(rng, one, gap)) for gap in gaps]
+    whole = LowRank(
+        A=np.concatenate([np.concatenate([u.A for u in pair], axis=-2) for pair in pairs]),
+        B=np.concatenate([np.concatenate([u.B for u in pair], axis=-1) for pair in pairs]),
+    )
+    backend = BACKENDS[name]
+    together = backend.back(decompose(backend.update(whole)).truncated(8))
+    for item in range(len(gaps)):
+        own = LowRank(whole.A[item : item + 1], whole.B[item : item + 1])
+        alone = backend.back(decompose(backend.update(own)).truncated(8))
+        assert together.A[item].tobytes() == alone.A[0].tobytes()
+        assert together.B[item].tobytes() == alone.B[0].tobytes()
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e-21, 1e-22, 1e-25])

@@ -28,6 +28,11 @@ def gaussian(model: Tensor, rows: int, columns: int, seed: int) -> Tensor:
     return torch.from_numpy(values).to(device=model.device, dtype=model.dtype)
 
 
+def inner(X: Tensor, Y: Tensor) -> Tensor:
+    """X^T Y."""
+    return X.mT @ Y
+
+
 def ranks(x: Tensor) -> Tensor:
     """The place of each number in its row."""
     order = torch.argsort(x, dim=-1, stable=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from loramerge.adapter import Array, LowRank
-from loramerge.linalg.kernels import double, gram, like, namespace
+from loramerge.linalg.kernels import double, gram, kernels, like, namespace, put
 from loramerge.linalg.masks import uniform
 
 __all__ = [
@@ -122,8 +122,7 @@ def norm(update: LowRank) -> Array:
     As `compare` does it: an update whose own terms cancel, such as [B, -B0] with B near B0, has a
     norm far below the rounding of a float32 Gram matrix.
     """
-    nothing = LowRank(update.A[..., :0, :], update.B[..., :0])
-    root: Array = compare(update, nothing).target ** 0.5
+    root: Array = compare(update, _nothing(update)).target ** 0.5
     return root
 
 
@@ -136,16 +135,28 @@ def compare(target: LowRank, result: LowRank, known: Grams | None = None) -> Clo
     where they have been computed already.
     """
     result = LowRank(like(result.A, target.A), like(result.B, target.B))
-    if _same(target, result):
-        nothing = LowRank(target.A[..., :0, :], target.B[..., :0])
-        length = compare(target, nothing, known).target
+    xp = namespace(target.A)
+    same = _same(target, result)
+    if same is not None and bool(xp.all(same)):
+        length = compare(target, _nothing(target), known).target
         return Closeness(length, length, length, 0 * length)
-    found = _by_gram(target, result, SINGLE, known)
-    if found is None:
-        target = LowRank(double(target.A), double(target.B))
-        result = LowRank(double(result.A), double(result.B))
-        found = _by_gram(target, result, DOUBLE, None)
-    return found or _by_qr(target, result)
+    found, clear = _by_gram(target, result, SINGLE, known)
+    if not bool(xp.all(clear)):
+        found = _put(found, ~clear, _wide(_at(target, ~clear), _at(result, ~clear)))
+    if same is not None and bool(xp.any(same)):
+        own = _at(target, same)
+        found = _put(found, same, compare(own, own, known and Grams(known.B[same], known.A[same])))
+    return found
+
+
+def _wide(target: LowRank, result: LowRank) -> Closeness:
+    """The four numbers in float64, from Gram matrices where those are enough."""
+    target = LowRank(double(target.A), double(target.B))
+    result = LowRank(double(result.A), double(result.B))
+    found, clear = _by_gram(target, result, DOUBLE, None)
+    if bool(namespace(clear).all(clear)):
+        return found
+    return _put(found, ~clear, _by_qr(_at(target, ~clear), _at(result, ~clear)))
 
 
 def term_by_term(target: LowRank, result: LowRank) -> tuple[Array, Array]:
@@ -156,20 +167,45 @@ def term_by_term(target: LowRank, result: LowRank) -> tuple[Array, Array]:
     return xp.sum(crossed, axis=-2), xp.sum(B**2, axis=-2) * xp.sum(A**2, axis=-1)
 
 
-def _same(target: LowRank, result: LowRank) -> bool:
-    """Whether two updates have the same factors, to the bit; then there is nothing to measure."""
+def _same(target: LowRank, result: LowRank) -> Array | None:
+    """Where two updates have the same factors, to the bit; there is nothing to measure there. [*b]
+
+    None where their ranks differ.
+    """
     if target.rank != result.rank or target.rank == 0:
-        return False
+        return None
     xp = namespace(target.A)
-    return bool(xp.all(target.A == result.A)) and bool(xp.all(target.B == result.B))
+    same: Array = xp.all(target.A == result.A, axis=(-2, -1))
+    same &= xp.all(target.B == result.B, axis=(-2, -1))
+    return same
+
+
+def _nothing(update: LowRank) -> LowRank:
+    return LowRank(update.A[..., :0, :], update.B[..., :0])
+
+
+def _at(update: LowRank, where: Array) -> LowRank:
+    """Some items of a batch."""
+    return LowRank(update.A[where], update.B[where])
+
+
+def _put(found: Closeness, where: Array, better: Closeness) -> Closeness:
+    """Other numbers for some items of a batch."""
+    return Closeness(
+        target=put(found.target, where, better.target),
+        result=put(found.result, where, better.result),
+        inner=put(found.inner, where, better.inner),
+        error=put(found.error, where, better.error),
+    )
 
 
 def _by_gram(
     target: LowRank, result: LowRank, epsilon: float, known: Grams | None
-) -> Closeness | None:
-    """The four numbers from Gram matrices, or None if rounding could be seen in them."""
+) -> tuple[Closeness, Array]:
+    """The four numbers from Gram matrices, and where no rounding can be seen in them. [*b]"""
     known, own = known or grams(target), grams(result)
-    crossed = double(target.B.mT @ result.B) * double(target.A @ result.A.mT)
+    product = kernels(target.A).inner
+    crossed = double(product(target.B, result.B)) * double(product(target.A.mT, result.A.mT))
     terms = (known.B * known.A, crossed, own.B * own.A)
     length, inner, result_length = (_sum(term) for term in terms)
     error = length - 2 * inner + result_length
@@ -177,9 +213,7 @@ def _by_gram(
     whole = sizes[0] + 2 * sizes[1] + sizes[2]
     seen = ROUNDINGS * epsilon
     clear = (error > seen * whole) & (length > seen * sizes[0])
-    if not bool(namespace(whole).all(clear | (whole == 0))):
-        return None
-    return Closeness(length, result_length, inner, error)
+    return Closeness(length, result_length, inner, error), clear | (whole == 0)
 
 
 def _by_qr(target_update: LowRank, result_update: LowRank) -> Closeness:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from loramerge._lazy import array_api_torch
 from loramerge.adapter import Array
 
-__all__ = ["Kernels", "double", "gram", "kernels", "like", "namespace"]
+__all__ = ["Kernels", "double", "gram", "kernels", "like", "namespace", "put"]
 
 
 class Kernels(Protocol):
@@ -25,6 +25,9 @@ class Kernels(Protocol):
 
     def gaussian(self, model: Array, rows: int, columns: int, seed: int) -> Array:
         """A standard normal [rows, columns] matrix of a seed, the same values on any device."""
+
+    def inner(self, X: Array, Y: Array) -> Array:
+        """X^T Y of tall X [*b, d, K] and Y [*b, d, L] of one dtype, in that. [*b, K, L]"""
 
     def ranks(self, x: Array) -> Array:
         """The place of numbers >= 0 in their row [..., n], 0 for the smallest; int32.
@@ -63,6 +66,13 @@ def like(x: Array, model: Array) -> Array:
     return cast(Array, namespace(x).astype(x, model.dtype, copy=False))
 
 
+def put(x: Array, where: Array, values: Array) -> Array:
+    """A batch with other values in some of its items: where [*b], and one or as many values."""
+    found: Array = namespace(x).asarray(x, copy=True)
+    found[where] = values
+    return found
+
+
 def gram(X: Array) -> Array:
     """X^T X of X [*b, d, K], multiplied in the dtype of X, returned in float64."""
-    return double(X.mT @ X)
+    return double(kernels(X).inner(X, X))

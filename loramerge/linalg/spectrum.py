@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank
 from loramerge.linalg.factors import Grams
-from loramerge.linalg.kernels import double, gram, kernels, like, namespace
+from loramerge.linalg.kernels import double, gram, kernels, like, namespace, put
 
 __all__ = ["Basis", "Spectrum", "basis", "columnwise", "decompose", "lift", "randomized"]
 
@@ -77,10 +77,7 @@ def lift(columns: Array, mix: Array) -> Array:
 
 
 def decompose(update: LowRank, known: Grams | None = None) -> Spectrum:
-    """The exact thin SVD of B @ A, with as many singular values as B @ A can have.
-
-    A batch takes the road of its most difficult item; on the CPU a batch is one module.
-    """
+    """The exact thin SVD of B @ A, with as many singular values as B @ A can have."""
     out = basis(update.B, known.B if known else None)
     into = basis(update.A.mT, known.A if known else None)
     core = out.coefficients @ into.coefficients.mT
@@ -115,51 +112,71 @@ def _norms(X: Array) -> Array:
 def basis(X: Array, G: Array | None = None) -> Basis:
     """An orthonormal basis of the columns of X [*b, d, K] by the road that is accurate for it.
 
-    G is X^T X, where it is known.
+    Every item of a batch takes its own. G is X^T X, where it is known.
     """
     rows, columns = X.shape[-2:]
     if columns > QR_SHARE * rows:
-        return _by_qr(X)
-    return _by_cholesky(X, G) or _by_eigenvectors(X) or _by_qr(X)
-
-
-def _by_cholesky(X: Array, G: Array | None) -> Basis | None:
-    """Q = X N^-1 L^-T, from G = X^T X = N L L^T N with N the column norms; None if unsafe."""
+        Q, R = _by_qr(double(X))
+        return Basis(Q, _eye(R, R.shape[-2]), R)
     xp = namespace(X)
-    G = gram(X) if G is None else G
+    found, sure = _by_cholesky(X, gram(X) if G is None else G)
+    if bool(xp.all(sure)):
+        return found
+    Q, C = _with_care(X[~sure])
+    return Basis(
+        columns=put(X, ~sure, like(Q, X)),
+        mix=put(found.mix, ~sure, _eye(C, columns)),
+        coefficients=put(found.coefficients, ~sure, C),
+    )
+
+
+def _by_cholesky(X: Array, G: Array) -> tuple[Basis, Array]:
+    """Q = X N^-1 L^-T, from G = X^T X = N L L^T N with N the column norms; and where it is safe."""
+    xp = namespace(X)
     squares = xp.linalg.diagonal(G)
-    if not bool(xp.all(squares > TINY)):
-        return None
-    norms = squares**0.5
+    large = squares > TINY
+    norms = xp.where(large, squares, xp.ones_like(squares)) ** 0.5
     L, ok = kernels(X).cholesky(G / (norms[..., :, None] * norms[..., None, :]))
-    if not bool(xp.all(ok)) or not bool(xp.all(xp.linalg.diagonal(L) > CHOLESKY_PIVOT)):
-        return None
-    mix = xp.linalg.inv(L).mT / norms[..., :, None]
-    return Basis(X, mix, L.mT * norms[..., None, :])
+    clear = large & (xp.linalg.diagonal(L) > CHOLESKY_PIVOT)
+    sure = ok & xp.all(clear, axis=-1)
+    safe = xp.where(sure[..., None, None], L, _eye(L, L.shape[-1]))
+    mix = xp.linalg.inv(safe).mT / norms[..., :, None]
+    return Basis(X, mix, L.mT * norms[..., None, :]), sure
 
 
-def _by_eigenvectors(X: Array) -> Basis | None:
-    """The same in float64 with G = E diag(w) E^T, null directions cut; None if w is ambiguous."""
-    xp = namespace(X)
+def _with_care(X: Array) -> tuple[Array, Array]:
+    """Q and C of matrices [b, d, K] whose columns are nearly dependent."""
     X = double(X)
+    Q, C, sure = _by_eigenvectors(X)
+    if bool(namespace(X).all(sure)):
+        return Q, C
+    q, r = _by_qr(X[~sure])
+    return put(Q, ~sure, q), put(C, ~sure, r)
+
+
+def _by_eigenvectors(X: Array) -> tuple[Array, Array, Array]:
+    """Q and C from G = E diag(w) E^T in float64, null directions zero; and where w tells which."""
+    xp = namespace(X)
     G = gram(X)
     norms = xp.linalg.diagonal(G) ** 0.5
     unit = xp.where(norms > 0, norms, xp.ones_like(norms))
     values, E = xp.linalg.eigh(G / (unit[..., :, None] * unit[..., None, :]))
     kept = values > SURE
-    if bool(xp.any((values > NULL) & ~kept)):
-        return None
     zero = xp.zeros_like(values)
     root = xp.where(kept, values, zero + 1) ** 0.5
-    mix = E * xp.where(kept, 1 / root, zero)[..., None, :] / unit[..., :, None]
-    coefficients = (E * xp.where(kept, root, zero)[..., None, :]).mT * norms[..., None, :]
-    return Basis(X, mix, coefficients)
+    Q = X @ (E * xp.where(kept, 1 / root, zero)[..., None, :] / unit[..., :, None])
+    C = (E * xp.where(kept, root, zero)[..., None, :]).mT * norms[..., None, :]
+    return Q, C, xp.all(kept | (values <= NULL), axis=-1)
 
 
-def _by_qr(X: Array) -> Basis:
-    xp = namespace(X)
-    Q, R = xp.linalg.qr(double(X))
-    return Basis(Q, xp.eye(R.shape[-2], dtype=R.dtype, device=R.device), R)
+def _by_qr(X: Array) -> tuple[Array, Array]:
+    Q, R = namespace(X).linalg.qr(X)
+    return Q, R
+
+
+def _eye(model: Array, size: int) -> Array:
+    identity: Array = namespace(model).eye(size, dtype=model.dtype, device=model.device)
+    return identity
 
 
 def _signs(B: Array) -> Array:
