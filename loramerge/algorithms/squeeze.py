@@ -4,11 +4,11 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
 
-from loramerge.adapter import Updates
+from loramerge.adapter import LowRank, Updates
 from loramerge.errors import GateError
 from loramerge.linalg.dense import SMALL, compress
 from loramerge.linalg.factors import concat
-from loramerge.linalg.spectrum import Spectrum, decompose, randomized
+from loramerge.linalg.spectrum import Spectrum, randomized
 from loramerge.options import Options
 from loramerge.registry import compressor
 
@@ -75,7 +75,7 @@ class SqueezeOptions(Options, frozen=True):
     options=SqueezeOptions,
     example="loramerge squeeze my-adapter --rank 8",
 )
-def squeeze(updates: Updates, options: SqueezeOptions) -> Spectrum:
+def squeeze(updates: Updates, options: SqueezeOptions) -> LowRank | Spectrum:
     """Recompress an adapter to the best approximation of a smaller rank.
 
     dW = B A = U S Vh from QR or Gram matrices of the factors (Algorithm 2 of the paper), cut to
@@ -101,10 +101,6 @@ def squeeze(updates: Updates, options: SqueezeOptions) -> Spectrum:
     update = concat(updates.factors, updates.weights)
     if options.svd == "exact":
         whole = update.rank >= min(update.B.shape[-2], update.A.shape[-1]) > SMALL
-        return (
-            compress(update.B @ update.A, updates.rank, updates.seed)
-            if whole
-            else decompose(update)
-        )
+        return compress(update.B @ update.A, updates.rank, updates.seed) if whole else update
     assert updates.rank is not None  # needs_rank
     return randomized(update, updates.rank, options.oversample, options.power, updates.seed)
