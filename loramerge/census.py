@@ -17,7 +17,7 @@ from loramerge.plan import Plan
 from loramerge.reading import read_updates, seen_by
 from loramerge.registry import Census
 from loramerge.solve import batches, halving
-from loramerge.workers import counted, each
+from loramerge.workers import each
 
 __all__ = ["take"]
 
@@ -40,13 +40,14 @@ def _pass(counts: Sequence["_Count"], compute: Compute, pool: Executor, listen: 
         updates = read_updates(first, compute, batch)
         return [[one.count(updates, batch) for one in counts]]
 
-    def work(batch: Sequence[Aligned]) -> None:
+    def work(batch: Sequence[Aligned]) -> tuple[()]:
         for found in halving(count, compute, batch):
             for one, number in zip(counts, found, strict=True):
                 one.add(number)
+        return ()
 
     listen(Started("counting", len(first.alignment.modules)))
-    each(pool, work, list(batches(first, compute.batch)), counted(listen, compute))
+    each(pool, work, batches([one.plan for one in counts], compute), listen)
     for one in counts:
         one.settle()
 

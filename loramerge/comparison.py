@@ -132,7 +132,7 @@ def compare_methods(
         known = take(plans, compute, pool, listen)
         work = partial(halving, partial(_batch, first, plans, known, spools, compute), compute)
         listen(Started("comparing", len(first.alignment.modules)))
-        for results in pool.map(work, batches(first, compute.batch)):
+        for results in pool.map(work, batches([first, *plans], compute)):
             for modules, spent in results:
                 tried += modules
                 seconds = [before + more for before, more in zip(seconds, spent, strict=True)]

@@ -40,6 +40,10 @@ FLOAT16_MAX = 65504.0
 # Below this many bytes of input, moving them to a GPU and importing torch costs more than it saves.
 GPU_BYTES = 64_000_000
 
+# Modules at once: on a GPU what fills it, on the CPU what spares the interpreter's time without
+# leaving the cache.
+GPU_BATCH, CPU_BATCH, CPU_ENTRIES = 64, 8, 2**21
+
 # glibc's numbers for when its malloc gives memory back to the kernel, and when it asks it directly.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30  # bytes
@@ -57,10 +61,9 @@ class Compute(Struct, frozen=True):
         """Whether NumPy computes."""
         return self.device == "cpu"
 
-    @property
-    def batch(self) -> int:
-        """How many modules of equal shape are computed at once."""
-        return 1 if self.on_cpu else 64
+    def batch(self, entries: int) -> int:
+        """How many modules of equal shape are computed at once, where each has so many entries."""
+        return min(max(CPU_ENTRIES // entries, 1), CPU_BATCH) if self.on_cpu else GPU_BATCH
 
     def load(self, arrays: list[Array]) -> Array:
         """Arrays of equal shape as one batch on the device, in the compute dtype."""

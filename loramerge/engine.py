@@ -7,12 +7,12 @@ whole adapter, results wait in a spool between two passes.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -31,11 +31,10 @@ from loramerge.plan import Plan
 from loramerge.report import ModuleReport, Report
 from loramerge.solve import Seen, Solved, batches, read_target, solve
 from loramerge.survey import Survey, decide
-from loramerge.workers import counted, each
+from loramerge.workers import each
 
 __all__ = ["Computed", "file_sha256", "keep", "run"]
 
-Item = TypeVar("Item")
 Solver: TypeAlias = Callable[[Sequence[Aligned]], list[Solved]]
 
 
@@ -125,13 +124,13 @@ def _streamed(
     """Solve and write in one go: modules in parallel on the CPU, batch after batch on a GPU."""
     by_name = {module.name: module for module in plan.alignment.modules}
 
-    def work(batch: tuple[Aligned, ...]) -> list[ModuleReport]:
+    def work(batch: Sequence[Aligned]) -> list[ModuleReport]:
         return [
             output.emit(by_name[s.name], s.update, s.target, s.seen.condition)
             for s in solver(batch)
         ]
 
-    return _flat(each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute)))
+    return each(pool, work, batches([plan], compute), listen)
 
 
 def _spooled(
@@ -144,17 +143,16 @@ def _spooled(
 ) -> list[ModuleReport]:
     """The second pass: what waited in the spool, at its final rank and length."""
 
-    def work(module: Aligned) -> ModuleReport:
+    def work(batch: Sequence[Aligned]) -> list[ModuleReport]:
+        return [emitted(module) for module in batch]
+
+    def emitted(module: Aligned) -> ModuleReport:
         A, B, *known = spool.get(module.name)
         update = survey.finished(LowRank(A, B), module.name)
         target = replace(read_target(plan, module), known=Grams(*known) if known else None)
         return output.emit(module, update, target, survey.conditions[module.name])
 
-    return each(pool, work, plan.alignment.modules, listen)
-
-
-def _flat(lists: Iterable[list[Item]]) -> list[Item]:
-    return [item for inner in lists for item in inner]
+    return each(pool, work, ((module,) for module in plan.alignment.modules), listen)
 
 
 def keep(spool: Spool, one: Solved) -> Seen:
@@ -175,11 +173,10 @@ def _computed(
     """The first pass: every result into the spool."""
     listen(Started("computing", len(plan.alignment.modules)))
 
-    def work(batch: tuple[Aligned, ...]) -> list[Seen]:
+    def work(batch: Sequence[Aligned]) -> list[Seen]:
         return [keep(spool, one) for one in solver(batch)]
 
-    found = each(pool, work, list(batches(plan, compute.batch)), counted(listen, compute))
-    return Computed(_flat(found), spool)
+    return Computed(each(pool, work, batches([plan], compute), listen), spool)
 
 
 def _survey(plan: Plan, computed: Computed) -> Survey:

@@ -67,6 +67,11 @@ class Plan(Struct, frozen=True):
         return recipe.merge.calibrate is None and recipe.method.exact(self.options)
 
     @property
+    def dense(self) -> bool:
+        """Whether the method forms delta weights."""
+        return getattr(self.options, "space", None) == "dense"
+
+    @property
     def counts(self) -> int:
         """Passes over all modules in which the method only counts."""
         census = self.recipe.method.census

@@ -66,11 +66,13 @@ class Solved(Struct, frozen=True):
     seen: Seen
 
 
-def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
+def batches(plans: Sequence[Plan], compute: Compute) -> Iterator[tuple[Aligned, ...]]:
     """Modules in groups that can be computed together: same shape, ranks, scalings, weights.
 
-    Where the method looks at siblings, they have the same ranks too.
+    The plans are of the same modules. Where the first one's method looks at siblings, they have the
+    same ranks too.
     """
+    plan = plans[0]
     groups: dict[object, list[Aligned]] = {}
     for module in plan.alignment.modules:
         members = tuple(m and (m.rank, m.scaling) for m in module.members)
@@ -81,8 +83,15 @@ def batches(plan: Plan, size: int) -> Iterator[tuple[Aligned, ...]]:
         key = (module.model.shape, members, module.weights, beside)
         groups.setdefault(key, []).append(module)
     for group in groups.values():
+        size = compute.batch(max(_entries(plan, group[0]) for plan in plans))
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
+
+
+def _entries(plan: Plan, module: Aligned) -> int:
+    """How many numbers a module is while it is computed."""
+    m, n = module.model.shape
+    return m * n if plan.dense else (m + n) * sum(module.ranks)
 
 
 def solve(

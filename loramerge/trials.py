@@ -100,7 +100,7 @@ def sweep(
     tried: list[tuple[Tried, ...]] = []
     listen(Started("trying", len(plans[0].alignment.modules)))
     with single_threaded_blas(), ThreadPoolExecutor(compute.threads) as pool:
-        for modules in pool.map(work, batches(plans[0], compute.batch)):
+        for modules in pool.map(work, batches(plans, compute)):
             tried += modules
             listen(Advanced(len(modules)))
     method = plans[0].recipe.method

@@ -1,35 +1,35 @@
 """Work on many modules or files at once, by threads."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from threading import Lock, Thread
 from typing import TypeVar
 
-from loramerge.compute import Compute
-from loramerge.events import Advanced, Event, Listener
+from loramerge.events import Advanced, Listener
 
-__all__ = ["counted", "drained", "each", "side_by_side"]
+__all__ = ["each", "side_by_side"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def each(
-    pool: Executor, work: Callable[[Item], Result], items: Sequence[Item], listen: Listener
+    pool: Executor,
+    work: Callable[[Sequence[Item]], Sequence[Result]],
+    batches: Iterable[Sequence[Item]],
+    listen: Listener,
 ) -> list[Result]:
     """Results in any order, as soon as they are there; the first failure cancels the rest."""
-    return list(drained([pool.submit(work, item) for item in items], listen))
-
-
-def drained(pending: Sequence[Future[Result]], listen: Listener) -> Iterator[Result]:
-    """The results of what was submitted, as they come; whatever is left is cancelled."""
+    pending = {pool.submit(work, batch): len(batch) for batch in batches}
+    found: list[Result] = []
     try:
         for future in as_completed(pending):
-            yield future.result()
-            listen(Advanced(1))
+            found += future.result()
+            listen(Advanced(pending[future]))
     finally:
         for future in pending:
             future.cancel()
+    return found
 
 
 def side_by_side(
@@ -62,12 +62,3 @@ def side_by_side(
     finally:
         with lock:
             waiting.clear()
-
-
-def counted(listen: Listener, compute: Compute) -> Listener:
-    """On a GPU one item is a batch; the bar counts modules."""
-
-    def heard(event: Event) -> None:
-        listen(Advanced(compute.batch) if isinstance(event, Advanced) else event)
-
-    return heard

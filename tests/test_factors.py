@@ -168,10 +168,14 @@ def test_each_module_of_a_batch_is_measured_as_it_is_alone(rng: np.random.Genera
     together = compare(target, result)
     for item in range(4):
         one = slice(item, item + 1)
-        alone = compare(LowRank(target.A[one], target.B[one]), LowRank(result.A[one], result.B[one]))
+        alone = compare(
+            LowRank(target.A[one], target.B[one]), LowRank(result.A[one], result.B[one])
+        )
         for name in ("target", "result", "inner", "error"):
             assert getattr(together, name)[item] == getattr(alone, name)[0]
-    np.testing.assert_allclose(together.error[1:] / together.target[1:], [1e-10, 1e-24, 0], rtol=0.1)
+    np.testing.assert_allclose(
+        together.error[1:] / together.target[1:], [1e-10, 1e-24, 0], rtol=0.1
+    )
 
 
 def test_padding_adds_zero_ranks_and_nothing_else(rng: np.random.Generator) -> None:

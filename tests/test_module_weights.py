@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import loramerge as lm
+from loramerge.compute import Compute
 from loramerge.errors import UsageError
 from loramerge.linalg.scales import Totals, factor
 from loramerge.plan import Plan, make_plan
@@ -152,7 +153,7 @@ def test_modules_of_different_weights_share_no_batch(
     }
     paths = [write_peft(tmp_path / name, pairs) for name in "ab"]
     plan = planned("cat", paths, [1, 1], module_weight=["layers.0-2.*=0.5", "2:layers.5.*=0"])
-    found = {tuple(m.name for m in batch) for batch in batches(plan, 64)}
+    found = {tuple(m.name for m in batch) for batch in batches([plan], Compute())}
     names = [*pairs]
     assert found == {tuple(names[:3]), tuple(names[3:5]), tuple(names[5:])}
 

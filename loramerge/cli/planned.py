@@ -110,7 +110,7 @@ def _computing(plan: Plan) -> dict[str, Any]:
 
 def _delta_bytes(plan: Plan) -> int:
     """Bytes of the largest delta weight, where the method forms them; else 0."""
-    if getattr(plan.options, "space", None) != "dense":
+    if not plan.dense:
         return 0
     entry = ENTRY[plan.recipe.settings.compute_dtype]
     return max(entry * math.prod(module.model.shape) for module in plan.alignment.modules)
