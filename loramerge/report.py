@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -96,6 +95,8 @@ class Report(Struct, frozen=True):
     @property
     def median_error(self) -> float:
         """The median over modules of their relative errors."""
+        from statistics import median
+
         return median(module.relative_error for module in self.modules)
 
     @property
