@@ -52,15 +52,17 @@ def _order(x: Array) -> Array:
     """
     rows, columns = x.shape
     start = columns * np.arange(rows)[:, None]
-    if x.dtype != np.float32:
-        return np.argsort(x, axis=-1, stable=True) + start
-    whole = x.view(np.uint32)
-    low, high = whole.astype(np.uint16), (whole >> 16).astype(np.uint16)
-    order = np.argsort(low, axis=-1, stable=True)
-    order += start
-    again = np.argsort(high.reshape(-1).take(order), axis=-1, stable=True)
-    again += start
-    return order.reshape(-1).take(again)
+    if x.dtype == np.float32:
+        whole = x.view(np.uint32)
+        low, high = whole.astype(np.uint16), (whole >> 16).astype(np.uint16)
+        order = np.argsort(low, axis=-1, stable=True)
+        order += start
+        again = np.argsort(high.reshape(-1).take(order), axis=-1, stable=True)
+        again += start
+        found: Array = order.reshape(-1).take(again)
+    else:
+        found = np.argsort(x, axis=-1, stable=True) + start
+    return found
 
 
 def tally(x: Array, bins: int) -> Array:
