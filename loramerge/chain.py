@@ -8,80 +8,103 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, public_base
-from loramerge.conversion import Conversion, conversion_name, plan_translation
+from loramerge.conversion import SINGLE, Conversion, conversion_name, plan_translation
 from loramerge.derivation import Derivation
 from loramerge.derive import difference, undecomposed
-from loramerge.errors import IncompatibleError, LoramergeError
+from loramerge.errors import IncompatibleError, LoramergeError, OutputError
 from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._open import open_adapter
 from loramerge.io._write import start_file
 from loramerge.plan import Plan, make_plan
-from loramerge.publish import destination
-from loramerge.result import result_name
+from loramerge.publish import check_apart, default_name, destination, free_place
 from loramerge.translation import Translation
-from loramerge.workflow import Workflow
+from loramerge.workflow import Step, Workflow
 
-__all__ = ["Places", "converted_adapter", "outline", "place_of", "plan_derivation", "plans"]
+__all__ = ["Places", "Stage", "outline", "plan_derivation", "stages"]
 
 # Tensors up to this many bytes are facts that a reader of headers looks at, such as an alpha.
 FACT = 8
 
 
 class Places(Struct, frozen=True):
-    """Where conversions go: the last step to `out`, those before it below the directory `held`."""
+    """Where results are held that only later steps take, and what may be done at the others."""
 
-    out: str | None
     held: Path
     force: bool = False
     allow_pickle: bool = False
 
 
-def plans(
+class Stage(Struct, frozen=True):
+    """A step that is planned; `final` is where its result goes, an output if it is `written`."""
+
+    plan: Plan | Conversion
+    final: Path
+    written: bool
+
+    @property
+    def reference(self) -> str:
+        """What the result is called as an input of the next step."""
+        return str(self.final) if self.written else self.final.name
+
+    def result(self) -> Adapter:
+        """The result, once it is there."""
+        return replace(open_adapter(str(self.final)), reference=self.reference)
+
+
+def stages(
     workflow: Workflow,
     adapters: Sequence[Adapter],
     places: Places,
-    made: Callable[[Plan | Conversion], Adapter],
-) -> Iterator[Plan | Conversion]:
-    """The plan of every step; `made` gives the result of one when the next is planned.
+    made: Callable[[Stage], Adapter],
+) -> Iterator[Stage]:
+    """Every step, planned; `made` gives the result of one when the next is planned.
 
     `adapters` are those of `workflow.sources`. Raises what make_plan and plan_conversion raise,
-    naming the step.
+    naming the step; OutputError where an output is taken or would replace one of the adapters, and
+    UsageError where one is in the place of another.
     """
-    _check_base(workflow, adapters)
+    _check(workflow, adapters, places)
     results: dict[str | None, Adapter] = {}
+    finals: list[Path] = []
     given = iter(adapters)
     for number, step in enumerate(workflow.steps, 1):
         names = [named.reference for named in step.recipe.adapters]
         inputs = [results[name] if name in results else next(given) for name in names]
         last = number == len(workflow.steps)
+        written = last or step.output is not None
+        held = None if written else places.held / str(number)
         try:
-            if isinstance(step.recipe, Translation):
-                plan: Plan | Conversion = _conversion(
-                    step.recipe, inputs, places, None if last else str(number)
-                )
-            elif isinstance(step.recipe, Derivation):
-                plan = plan_derivation(step.recipe, inputs)
-            else:
-                plan = make_plan(step.recipe, inputs)
+            stage = _stage(step, inputs, places, held)
         except LoramergeError as error:
-            if len(workflow.steps) > 1:
+            if len(workflow.steps) > 1 and not isinstance(error, OutputError):
                 error.message = f"step {number} ({step.recipe.name}): {error.message}"
             raise
-        yield plan
+        if written:
+            free_place(adapters, str(stage.final), places.force)
+            finals.append(stage.final)
+            check_apart(finals, "give each step an output beside the others")
+        yield stage
         if not last:
-            results[step.name] = made(plan)
+            results[step.name] = made(stage)
 
 
-def _conversion(
-    asked: Translation, inputs: Sequence[Adapter], places: Places, below: str | None
-) -> Conversion:
-    """The plan of a conversion; of one that a later step takes, `below` a directory of its own."""
-    out = places.out
-    if below is not None:
-        out = str(places.held / below / conversion_name(inputs[0], asked.to))
-    return plan_translation(
-        asked, inputs, out, force=places.force, allow_pickle=places.allow_pickle
-    )
+def _stage(step: Step, inputs: Sequence[Adapter], places: Places, held: Path | None) -> Stage:
+    """The plan of a step, whose result is written unless there is a directory to be `held` in."""
+    asked, out = step.recipe, step.output
+    if isinstance(asked, Translation):
+        if held is not None:
+            out = str(held / conversion_name(inputs[0], asked.to))
+        converting = plan_translation(
+            asked, inputs, out, force=places.force, allow_pickle=places.allow_pickle
+        )
+        return Stage(converting, converting.final, held is None)
+    if isinstance(asked, Derivation):
+        plan = plan_derivation(asked, inputs)
+    else:
+        plan = make_plan(asked, inputs)
+    if held is not None:
+        out = str(held / default_name(plan))
+    return Stage(plan, destination(plan, out, places.force), held is None)
 
 
 def plan_derivation(asked: Derivation, inputs: Sequence[Adapter]) -> Plan:
@@ -95,17 +118,8 @@ def plan_derivation(asked: Derivation, inputs: Sequence[Adapter]) -> Plan:
     return make_plan(asked.squeeze, [derived])
 
 
-def place_of(plan: Plan | Conversion, out: str | None, force: bool) -> Path:
-    """Where the last result goes; checked before anything is computed."""
-    return plan.final if isinstance(plan, Conversion) else destination(plan, out, force)
-
-
-def converted_adapter(plan: Conversion) -> Adapter:
-    """What was converted, as an input of the next step."""
-    return replace(open_adapter(str(plan.final)), reference=plan.final.name)
-
-
-def _check_base(workflow: Workflow, adapters: Sequence[Adapter]) -> None:
+def _check(workflow: Workflow, adapters: Sequence[Adapter], places: Places) -> None:
+    """Raise for adapters of another base model than the recipe's, and for outputs there already."""
     for adapter in adapters:
         if workflow.base_model and adapter.base_model not in (None, workflow.base_model):
             raise IncompatibleError(
@@ -113,19 +127,23 @@ def _check_base(workflow: Workflow, adapters: Sequence[Adapter]) -> None:
                 f"recipe says base_model: {workflow.base_model}.",
                 "leave base_model out to merge all the same",
             )
+    for step in workflow.steps:
+        if step.output is not None:
+            free_place(adapters, step.output, places.force)
 
 
-def outline(plan: Plan | Conversion, directory: Path) -> Adapter:
-    """The result of a plan as far as its header goes: a file in `directory` full of holes.
+def outline(stage: Stage, directory: Path) -> Adapter:
+    """The result of a step as far as its header goes: a file in `directory` full of holes.
 
     Where ranks are chosen from singular values, they are at most these.
     """
-    directory.mkdir()
-    path = directory / plan.layout.weights
+    plan, single = stage.plan, stage.final.suffix == SINGLE
     if isinstance(plan, Conversion):
-        name, written = plan.final.name, plan.layout.write(plan.draft)
+        written = plan.layout.write(plan.draft)
     else:
-        name, written = result_name(plan), plan.written(plan.ranks)
+        written = plan.written(plan.ranks)
+    directory.mkdir()
+    path = directory / (stage.final.name if single else plan.layout.weights)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         writer = start_file(descriptor, written)
@@ -135,6 +153,6 @@ def outline(plan: Plan | Conversion, directory: Path) -> Adapter:
                 writer.write(stored.key, stored.content())
     finally:
         os.close(descriptor)
-    for companion, content in written.companions.items():
+    for companion, content in ({} if single else written.companions).items():
         (directory / companion).write_bytes(content)
-    return replace(open_adapter(str(path)), reference=name)
+    return replace(open_adapter(str(path)), reference=stage.reference)

@@ -9,7 +9,7 @@ from pathlib import Path
 from loramerge.adapter import Adapter, source_name
 from loramerge.card import card
 from loramerge.engine import Computed, run
-from loramerge.errors import HubError, OutputError
+from loramerge.errors import HubError, OutputError, UsageError
 from loramerge.events import Listener, silent
 from loramerge.io._hub import fetch
 from loramerge.io._open import layout
@@ -18,7 +18,15 @@ from loramerge.plan import Plan
 from loramerge.report import Report
 from loramerge.settings import RULES
 
-__all__ = ["companions", "default_name", "destination", "free_place", "publish", "stem"]
+__all__ = [
+    "check_apart",
+    "companions",
+    "default_name",
+    "destination",
+    "free_place",
+    "publish",
+    "stem",
+]
 
 PROVENANCE = "loramerge.json"
 
@@ -49,6 +57,17 @@ def free_place(adapters: Sequence[Adapter], out: str, force: bool) -> Path:
             )
     check_free(final, force)
     return final
+
+
+def check_apart(finals: Sequence[Path], hint: str) -> None:
+    """Raise UsageError where a result would be written in the place of another, or into it."""
+    resolved = [final.resolve() for final in finals]
+    for place, one in enumerate(resolved):
+        if one in resolved[:place]:
+            raise UsageError(f"several results would be written to {finals[place]}.", hint)
+        for other, final in zip(resolved, finals, strict=True):
+            if other in one.parents:
+                raise UsageError(f"{finals[place]} lies in {final}, which is another result.", hint)
 
 
 def default_name(plan: Plan) -> str:

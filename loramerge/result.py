@@ -20,14 +20,15 @@ __all__ = ["Result", "compute", "place"]
 class Result:
     """A computed adapter, held in a temporary directory until it is saved or let go.
 
-    It can be an input of the next call; `files` is the directory.
+    It can be an input of the next call, by the name its file has by default; `files` is the
+    directory.
     """
 
     def __init__(self, plan: Plan, files: Path) -> None:
         self._plan = plan
         self.files = files
         self._weights = files / plan.layout.weights
-        self.adapter = replace(open_adapter(str(self._weights)), reference=result_name(plan))
+        self.adapter = replace(open_adapter(str(self._weights)), reference=default_name(plan))
         weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
 
     def __repr__(self) -> str:
@@ -55,11 +56,6 @@ def place(files: Path, final: Path, force: bool) -> None:
         for file in found:
             name = f"{final.name}.safetensors" if file == files else file.name
             shutil.copyfile(file, directory / name)
-
-
-def result_name(plan: Plan) -> str:
-    """What a result is called as an input of the next step: as its file would be by default."""
-    return default_name(plan).removesuffix(".safetensors")
 
 
 def compute(plan: Plan, listen: Listener = silent) -> tuple[Result, Report]:

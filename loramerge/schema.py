@@ -50,12 +50,13 @@ STEP: Mapping[str, Any] = {
         ],
         "description": "What the method is given.",
     },
-}
-FILE: Mapping[str, Any] = {
     "output": {
         "type": "string",
         "description": "Where the result goes: a directory, or one file that ends in .safetensors.",
     },
+}
+FILE: Mapping[str, Any] = {
+    "output": {"type": "string", "description": "Where the result of the last step goes."},
     "base_model": {
         "type": "string",
         "description": "The base model that every adapter must be for, where it names one.",
@@ -87,7 +88,7 @@ def recipe_schema() -> dict[str, Any]:
         },
         "if": {"required": ["steps"]},
         "then": {"propertyNames": {"enum": list(OF_FILE)}},
-        "else": _step((*OF_STEP, *FILE)),
+        "else": _step(tuple(dict.fromkeys((*OF_STEP, *FILE)))),
         "definitions": {"adapter": ADAPTER, **options},
     }
 

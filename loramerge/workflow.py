@@ -2,13 +2,14 @@
 
 The keys of a step are those of flags and Python keywords, flat, beside `method`, `adapters` and a
 `name` by which a later step takes its result. One step stands at the top of the file; several
-stand in a list, `steps`. `output` is where the last result goes.
+stand in a list, `steps`. `output` is where the result of its step goes, or, at the top, the last.
 """
 
 import re
 from collections.abc import Mapping
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from loramerge.errors import UsageError
 from loramerge.io._open import layout
@@ -22,11 +23,13 @@ from loramerge.translation import Translation
 __all__ = ["NAME", "OF_FILE", "OF_STEP", "Step", "Workflow", "make_workflow"]
 
 # The keys that are no options, of a step and of a whole file.
-OF_STEP = ("name", "method", "adapters")
+OF_STEP = ("name", "method", "adapters", "output")
 OF_FILE = ("steps", "output", "base_model", "$schema")
 OF_ADAPTER = ("reference", "weight", "alpha", "from")
 # A result is named like a word, so that anything with a slash or a suffix is a path.
 NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
+# What to do about a result that nothing takes.
+WRITTEN = "give it an output to write it"
 
 
 class Step(Struct, frozen=True):
@@ -34,13 +37,13 @@ class Step(Struct, frozen=True):
 
     recipe: Asked
     name: str | None = None
+    output: str | None = None
 
 
 class Workflow(Struct, frozen=True):
     """The steps of a recipe file, checked; `base_model` is what every adapter must be for."""
 
     steps: tuple[Step, ...]
-    output: str | None = None
     base_model: str | None = None
 
     @property
@@ -49,6 +52,11 @@ class Workflow(Struct, frozen=True):
         names = {step.name for step in self.steps}
         named = (one for step in self.steps for one in step.recipe.adapters)
         return [one for one in named if one.reference not in names]
+
+    def ending(self, output: str) -> "Workflow":
+        """The same steps, the result of the last of them written to `output`."""
+        *steps, last = self.steps
+        return replace(self, steps=(*steps, replace(last, output=output)))
 
 
 def make_workflow(found: Value, where: str) -> Workflow:
@@ -95,10 +103,15 @@ class _Reader(Struct):
                 self.refuse("$.steps", "is no list of steps", "for example: - method: ties")
                 return None
             steps = [self.nested(one, f"$.steps[{place}]") for place, one in enumerate(listed)]
-        made = tuple(step for step in steps if step is not None)
-        if not self.problems:
-            self.check_use(made)
-        return Workflow(made, output, base)
+        workflow = Workflow(tuple(step for step in steps if step is not None), base)
+        if self.problems:
+            return None
+        self.check_use(workflow.steps)
+        if output is None:
+            return workflow
+        if workflow.steps[-1].output is not None:
+            self.refuse("$.output", "is for the last step, which has an output", "leave one out")
+        return workflow.ending(output)
 
     def nested(self, found: Value, path: str) -> Step | None:
         if not isinstance(found, dict):
@@ -107,7 +120,7 @@ class _Reader(Struct):
         found = translated(found, path, self.problems)
         if found is None:
             return None
-        if misplaced := [key for key in found if key in OF_FILE]:
+        if misplaced := [key for key in found if key in OF_FILE and key not in OF_STEP]:
             for key in misplaced:
                 self.refuse(f"{path}.{key}", "belongs to the whole recipe", "move it to the top")
             found = {key: value for key, value in found.items() if key not in misplaced}
@@ -118,7 +131,7 @@ class _Reader(Struct):
         known = len(self.problems)
         adapters = self.adapters(found, path)
         method = self.text(found, path, "method")
-        name = self.text(found, path, "name")
+        name, output = (self.text(found, path, key) for key in ("name", "output"))
         if "method" not in found:
             self.refuse(f"{path}.method", "is missing", "see: loramerge methods")
             return None
@@ -129,7 +142,7 @@ class _Reader(Struct):
             if name in self.names:
                 self.refuse(f"{path}.name", f"is {name!r}, as that of an earlier step")
             self.names.append(name)
-        return Step(recipe, name) if recipe is not None else None
+        return Step(recipe, name, output) if recipe is not None else None
 
     def recipe(
         self, method: str, adapters: list[Named], found: Mapping[str, Value], path: str, known: int
@@ -232,22 +245,30 @@ class _Reader(Struct):
         return None
 
     def check_use(self, steps: tuple[Step, ...]) -> None:
-        """Every result but the last is for a later step."""
+        """Every result but the last is for a later step, or written."""
         used = {one.reference for step in steps for one in step.recipe.adapters}
+        names = {step.name for step in steps if step.name}
         for place, step in enumerate(steps[:-1]):
+            if step.output is not None:
+                continue
             if step.name is None:
-                self.refuse(f"$.steps[{place}]", "has no name for a later step to take its result")
+                said = "has no name for a later step to take its result"
+                self.refuse(f"$.steps[{place}]", said, WRITTEN)
             elif step.name not in used:
-                self.refuse(f"$.steps[{place}]", f"is used by no later step as {step.name!r}")
+                said = f"is used by no later step as {step.name!r}"
+                self.refuse(f"$.steps[{place}]", said, WRITTEN)
         seen: set[str] = set()
-        later = {step.name for step in steps if step.name}
+        written: set[str] = set()
         for place, step in enumerate(steps):
+            path = f"$.steps[{place}].adapters"
             for named in step.recipe.adapters:
-                if named.reference in later - seen:
-                    self.refuse(
-                        f"$.steps[{place}].adapters", f"names {named.reference!r}, a later step"
-                    )
+                if named.reference in names - seen:
+                    self.refuse(path, f"names {named.reference!r}, a later step")
+                elif named.reference in written - seen:
+                    said = f"names {named.reference!r}, where an earlier step writes"
+                    self.refuse(path, said, "give that step a name, and take its result by it")
             seen.add(step.name or "")
+            written.add(step.output or "")
 
 
 def _value(option: Option | None, value: Value) -> object:

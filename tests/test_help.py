@@ -27,7 +27,7 @@ SAID = {
     ("split", "--out-dir"),
     ("pull", "--out"),
 }
-SAID |= {("reproduce", "--save-recipe")}
+SAID |= {("reproduce", "--save-recipe"), ("run", "--save-recipe"), ("run", "--out")}
 SAID |= {("push", flag) for flag in ("--private", "--create-pr", "--message", "--quiet")}
 # What writes nothing, so that there is nothing to replace.
 READS = set(written()["Look"])

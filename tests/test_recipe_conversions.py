@@ -230,7 +230,7 @@ def test_a_mistake_is_told_by_its_path(text: str, message: str, hint: str | None
         ("method: convert\nadapters: a\nto: mlx\nrank: 2", False),
         ("method: convert\nadapters: a\nto: mlx\nextras: first", False),
         ("method: convert\nadapters: a\nto: mlx\nrename: 3", False),
-        (MERGED.replace("TO", "kohya, output: x"), False),
+        (MERGED.replace("TO", "kohya, output: x"), True),
     ],
 )
 def test_the_schema_takes_what_runs(text: str, fits: bool) -> None:

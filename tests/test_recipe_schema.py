@@ -78,7 +78,8 @@ def test_no_bad_value_of_any_option_fits(name: str) -> None:
         "method: cat\nadapters: [a]\nrank: 2",
         "steps: []",
         f"{THREE}rank: 8",
-        THREE.replace("rank: 8", "rank: 8\n    output: x"),
+        THREE.replace("rank: 8", "rank: 8\n    output: 3"),
+        THREE.replace("rank: 8", "rank: 8\n    base_model: x"),
         THREE.replace("name: merged", "name: a/b"),
     ],
 )
@@ -88,6 +89,7 @@ def test_what_a_recipe_may_not_say_does_not_fit(text: str) -> None:
 
 def test_a_recipe_of_steps_fits() -> None:
     assert fits(read_yaml(THREE, "x"))
+    assert fits(read_yaml(THREE.replace("rank: 8", "rank: 8\n    output: x"), "x"))
     assert fits(read_yaml("method: dare\nadapters: a\ninclude: '*q*'\nsize: 3\noutput: x", "x"))
 
 
@@ -114,11 +116,16 @@ def test_the_example_of_the_docs_fits_and_runs_as_it_is_typed(example: Path) -> 
     assert (example / "other" / "adapter_model.safetensors").is_file()
 
 
-def test_the_second_example_of_the_docs_fits_and_runs(example: Path) -> None:
-    text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+@pytest.mark.parametrize(
+    ("number", "outputs"), [(1, ["merged-mlx"]), (2, ["out/merged", "out/r8", "out/r4"])]
+)
+def test_the_other_examples_of_the_docs_fit_and_run(
+    example: Path, number: int, outputs: list[str]
+) -> None:
+    text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[number]
     assert fits(read_yaml(text, "x"))
-    (example / "second.yaml").write_text(text)
-    assert typed("run", "second.yaml", "-q").out == "merged-mlx\n"
+    (example / "other.yaml").write_text(text)
+    assert typed("run", "other.yaml", "-q").out.split() == outputs
 
 
 def test_the_python_of_the_docs_writes_the_bytes_of_its_recipe(example: Path) -> None:

@@ -52,7 +52,7 @@ def test_steps_take_adapters_and_results_by_name() -> None:
     assert first.adapters == (Named("a"), Named("b", -0.5), Named("c.safetensors", 1.0, 16.0))
     assert (first.settings.rank, second.settings.rank) == ("full", 8)
     assert (second.adapters, third.adapters) == ((Named("merged"),), (Named("small"),))
-    assert found.output == "out"
+    assert [step.output for step in found.steps] == [None, None, "out"]
     assert found.sources == list(first.adapters)
 
 
@@ -126,12 +126,12 @@ def test_no_option_of_any_method_has_the_name_of_another_key() -> None:
         ("steps: []", "$.steps is no list of steps", None),
         ("steps: [3]", "$.steps[0] is no mapping", None),
         (f"{THREE}rank: 8", "$.rank belongs to a step", "steps[0].rank"),
-        (THREE.replace("rank: 8", "rank: 8\n    output: x"), "$.steps[1].output belongs", "top"),
+        (THREE.replace("rank: 8", "rank: 8\n    base_model: x"), "[1].base_model belongs", "top"),
         (THREE.replace("rank: 8", "rank: 0"), "$.steps[1].rank is 0; it must be", None),
         (THREE.replace("name: small", "name: merged"), "$.steps[1].name is 'merged'", None),
         (THREE.replace("name: merged", "name: a/b"), "$.steps[0].name is 'a/b'", None),
-        (THREE.replace("- name: merged\n    ", "- "), "$.steps[0] has no name", None),
-        (THREE.replace("adapters: [small]", "adapters: [d]"), "$.steps[1] is used by no", None),
+        (THREE.replace("- name: merged\n    ", "- "), "$.steps[0] has no name", "output"),
+        (THREE.replace("adapters: [small]", "adapters: [d]"), "$.steps[1] is used by no", "output"),
         (THREE.replace("[a,", "[small,"), "$.steps[0].adapters names 'small', a later", None),
         (
             THREE.replace("adapters: merged", "adapters: {reference: merged, alpha: 2}"),

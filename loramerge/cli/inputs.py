@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from msgspec.structs import replace
 
 from loramerge.cli.command import PICKLES
 from loramerge.errors import LoramergeError, UsageError
@@ -69,7 +70,8 @@ def opened(named: Sequence[Named], *, look: bool = False) -> list["Adapter"]:
     """Every adapter, headers only. Raises with the problems of all that cannot be read.
 
     To `look` is to download no tensor, even where a layout would need one to say its scale; those
-    that do are downloaded side by side. Pickles are read where the command line allows it.
+    that do are downloaded side by side. Pickles are read where the command line allows it. One that
+    is named several times is opened once.
     """
     from loramerge.cli.progress import progress
     from loramerge.io._hub import fetch
@@ -108,12 +110,14 @@ def _opened(named: Sequence[Named], look: bool) -> list["Adapter"]:
         except LoramergeError as error:
             return error
 
-    outcomes = side_by_side(one, named, CONNECTIONS)
-    found = [outcome for outcome in outcomes if isinstance(outcome, Adapter)]
-    problems = [outcome for outcome in outcomes if isinstance(outcome, LoramergeError)]
+    alike = [replace(given, weight=1.0) for given in named]
+    distinct = list(dict.fromkeys(alike))
+    outcomes = dict(zip(distinct, side_by_side(one, distinct, CONNECTIONS), strict=True))
+    problems = [outcome for outcome in outcomes.values() if isinstance(outcome, LoramergeError)]
     if len(problems) > 1:
         messages = " ".join(dict.fromkeys(error.message for error in problems))
         raise type(problems[0])(messages, problems[0].hint)
     if problems:
         raise problems[0]
-    return found
+    found = {given: one for given, one in outcomes.items() if isinstance(one, Adapter)}
+    return [found[given] for given in alike]

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 from msgspec import to_builtins
@@ -32,29 +32,33 @@ __all__ = ["show_plans"]
 # Bytes of an entry while computing; --compute-dtype float64 has twice as many.
 ENTRY = {"float32": 4, "float64": 8}
 NOTHING = "nothing was computed or written"
+# What would be done, and where its result would go; nowhere if only a later step takes it.
+Planned: TypeAlias = "tuple[Plan | Conversion, Path | None]"
 
 
 def show_plans(
-    jobs: Sequence[tuple["Plan | Conversion", Path]],
-    *,
-    as_json: bool,
-    quiet: bool,
-    earlier: "Sequence[Plan | Conversion]" = (),
+    jobs: Sequence[Planned], *, as_json: bool, quiet: bool, earlier: Sequence[Planned] = ()
 ) -> None:
     """What would be done, from headers alone; `earlier` are the steps before the last."""
     facts = [_facts(plan, final) for plan, final in jobs]
-    steps = [_facts(plan, None) for plan in earlier]
+    steps = [_facts(plan, final) for plan, final in earlier]
     if as_json:
         whole = {**facts[0], "steps": steps} if steps else facts[0]
         echo_json(whole if len(facts) == 1 else {"plans": facts})
         return
-    for plan, one in zip(earlier, steps, strict=True):
+    for job, one in zip(earlier, steps, strict=True):
+        _show(job, one, quiet)
         if not quiet:
-            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
             click.echo(err=True)
-    for (plan, final), one in zip(jobs, facts, strict=True):
-        if not quiet:
-            print_rows([*_plan(plan, one), *note_rows(plan.adapters, plan.notes)])
+    for job, one in zip(jobs, facts, strict=True):
+        _show(job, one, quiet)
+
+
+def _show(job: Planned, facts: dict[str, Any], quiet: bool) -> None:
+    plan, final = job
+    if not quiet:
+        print_rows([*_plan(plan, facts), *note_rows(plan.adapters, plan.notes)])
+    if final is not None:
         echo_path(final)
 
 

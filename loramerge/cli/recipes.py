@@ -111,9 +111,12 @@ COMMANDS: dict[str, Command] = {
                 help="Set a value of the recipe: rank=8, steps[1].rank=8; repeatable.",
             ),
             ALLOW_PICKLE,
-            OUT,
+            OUT.saying(
+                "Where the last result goes.  [default: what the recipe says, or a name made of "
+                "the inputs, here]"
+            ),
             *SENDING,
-            SAVE_RECIPE,
+            SAVE_RECIPE.saying("Write the recipe down as it is run, with what was --set."),
             REPORT,
             FORCE,
             DRY_RUN,

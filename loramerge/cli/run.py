@@ -1,6 +1,7 @@
 """The run command: the steps of a recipe file, planned whole, then computed."""
 
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,11 @@ from loramerge.errors import UsageError
 
 if TYPE_CHECKING:
     from loramerge.adapter import Adapter
-    from loramerge.chain import Places
+    from loramerge.chain import Places, Stage
     from loramerge.cli.ui import Results
-    from loramerge.conversion import Conversion
     from loramerge.converted import Converted
     from loramerge.events import Listener
     from loramerge.io._yaml import Value
-    from loramerge.plan import Plan
     from loramerge.report import Report
     from loramerge.workflow import Workflow
 
@@ -42,8 +41,9 @@ def run(
 
     A recipe is YAML (or JSON) with the names of flags: method, adapters with their weights,
     options, output; or several of these as steps. Paths in it are relative to the current
-    directory. Everything is planned before the first tensor is read; results that only a later
-    step takes stay in a temporary directory. docs/recipes.md has examples.
+    directory. Everything is planned before the first tensor is read. The last result is written,
+    and that of every step with an output; what only a later step takes stays in a temporary
+    directory. docs/recipes.md has examples.
     """
     from loramerge.cli import ui
     from loramerge.cli.inputs import opened
@@ -60,24 +60,25 @@ def run(
     document = _document(recipe, assigned)
     workflow = make_workflow(document, recipe)
     adapters = opened(workflow.sources, look=dry_run)
-    out = out or workflow.output
-    planned, final = _planned(workflow, adapters, out, force)
+    workflow = workflow.ending(out) if out else workflow
+    planned = _planned(workflow, adapters, force)
     place = page_place("run", report, None, force)
-    if place is not None and isinstance(planned[-1], Conversion):
+    if place is not None and isinstance(planned[-1].plan, Conversion):
         raise UsageError(
             "run --report shows what a method has measured, and the last step is convert.",
             "leave out --report; --json prints what was done",
         )
     if isinstance(document, dict):
-        save_recipe(saved, document, force)
+        save_recipe(saved, [document], force)
     if dry_run:
-        show_plans([(planned[-1], final)], as_json=json, quiet=quiet, earlier=planned[:-1])
+        *earlier, last = [(one.plan, one.final if one.written else None) for one in planned]
+        show_plans([last], as_json=json, quiet=quiet, earlier=earlier)
         return
     if push is not None:
         push.check()
     shown = ui.Results(batch=False, as_json=json, quiet=quiet)
     with progress(quiet) as listen:
-        done, final = _computed(workflow, adapters, (out, force), shown, listen)
+        done, final = _computed(workflow, adapters, force, shown, listen)
     sent = push.send(done, final, quiet) if push else None
     if isinstance(done, Report):
         write_page(place, done, force)
@@ -88,41 +89,31 @@ def run(
 def _computed(
     workflow: "Workflow",
     adapters: list["Adapter"],
-    wishes: tuple[str | None, bool],
+    force: bool,
     shown: "Results",
     listen: "Listener",
 ) -> tuple["Report | Converted", Path]:
     """Compute every step, and show those before the last."""
-    from loramerge.chain import converted_adapter, place_of, plans
+    from loramerge.chain import stages
     from loramerge.conversion import Conversion
     from loramerge.converted import convert
     from loramerge.io._hub import fetch
     from loramerge.publish import publish
-    from loramerge.result import Result, compute
 
-    out, force = wishes
-    kept: list[Result] = []
+    def done(stage: "Stage") -> "Report | Converted":
+        if isinstance(stage.plan, Conversion):
+            return convert(stage.plan, listen)
+        return publish(stage.plan, stage.final, force, listen)
 
-    def made(plan: "Plan | Conversion") -> "Adapter":
-        if isinstance(plan, Conversion):
-            shown.step(convert(plan, listen))
-            return converted_adapter(plan)
-        result, report = compute(plan, listen)
-        kept.append(result)
-        shown.step(report)
-        return result.adapter
+    def made(stage: "Stage") -> "Adapter":
+        shown.step(done(stage), stage.final if stage.written else None)
+        return stage.result()
 
+    fetch(adapters, listen)
     with tempfile.TemporaryDirectory(prefix="loramerge-") as held:
-        try:
-            fetch(adapters, listen)
-            *_, plan = plans(workflow, adapters, _places(out, held, force), made)
-            # Ranks that were bounds are known now, and may be part of a default name.
-            final = place_of(plan, out, force)
-            if isinstance(plan, Conversion):
-                return convert(plan, listen), final
-            return publish(plan, final, force, listen), final
-        finally:
-            kept.clear()
+        # Ranks that were bounds are known now, and may be part of a default name.
+        *_, last = stages(workflow, adapters, _places(held, force), made)
+        return done(last), last.final
 
 
 def _document(recipe: str, assigned: tuple[str, ...]) -> "Value":
@@ -139,30 +130,23 @@ def _document(recipe: str, assigned: tuple[str, ...]) -> "Value":
     return document
 
 
-def _planned(
-    workflow: "Workflow", adapters: list["Adapter"], out: str | None, force: bool
-) -> tuple[list["Plan | Conversion"], Path]:
-    """Every step as a plan, and a place for the last result that replaces none of the inputs."""
-    from loramerge.chain import outline, place_of, plans
-    from loramerge.publish import free_place
+def _planned(workflow: "Workflow", adapters: list["Adapter"], force: bool) -> list["Stage"]:
+    """Every step as a plan, with a place for what is written that replaces none of the inputs."""
+    from loramerge.chain import outline, stages
 
     with tempfile.TemporaryDirectory(prefix="loramerge-") as directory:
-        count = iter(range(len(workflow.steps)))
-        found = list(
-            plans(
+        outlines = (Path(directory, f"outline-{number}") for number in count())
+        return list(
+            stages(
                 workflow,
                 adapters,
-                _places(out, directory, force),
-                lambda plan: outline(plan, Path(directory, str(next(count)))),
+                _places(directory, force),
+                lambda stage: outline(stage, next(outlines)),
             )
         )
-    final = place_of(found[-1], out, force)
-    for plan in found[:-1]:
-        free_place(plan.adapters, str(final), force)
-    return found, final
 
 
-def _places(out: str | None, held: str, force: bool) -> "Places":
+def _places(held: str, force: bool) -> "Places":
     from loramerge.chain import Places
 
-    return Places(out, Path(held), force, click.get_current_context().meta[PICKLES])
+    return Places(Path(held), force, click.get_current_context().meta[PICKLES])

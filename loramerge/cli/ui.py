@@ -68,13 +68,18 @@ class Results:
         self.facts: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
 
-    def step(self, report: "Report | Converted") -> None:
-        """Show a result that is kept for the next step, and what it is kept as."""
+    def step(self, report: "Report | Converted", final: Path | None) -> None:
+        """Show the result of a step before the last: where it is, or what it is kept as."""
         if self.as_json:
-            self.steps.append(report.as_json())
-        elif not self.quiet:
-            kept = Row("kept", f"for the next step, {_kept(report)}")
-            print_rows([*_rows(report), kept, *note_rows(report.plan.adapters, report.notes)])
+            where = {"output": str(final)} if final else {}
+            self.steps.append({**where, **report.as_json()})
+            return
+        kept = [] if final else [Row("kept", f"for the next step, {_kept(report)}")]
+        if not self.quiet:
+            print_rows([*_rows(report), *kept, *note_rows(report.plan.adapters, report.notes)])
+        if final:
+            echo_path(final)
+        if not self.quiet:
             click.echo(err=True)
 
     def add(self, report: "Report | Converted", final: Path, sent: "Pushed | None" = None) -> None:
