@@ -8,7 +8,7 @@ from loramerge.io._yaml import Value
 from loramerge.recipe import Named
 from loramerge.steps import step_options
 
-__all__ = ["assign", "recipe_document"]
+__all__ = ["assign", "recipe_document", "steps_document"]
 
 PART = re.compile(r"[A-Za-z_$][\w$-]*|\d+")
 PATH = re.compile(r"[A-Za-z_$][\w$-]*(\.[A-Za-z_$][\w$-]*|\[\d+\])*")
@@ -64,6 +64,11 @@ def recipe_document(
     flat = {keys.get(name, name): _plain(value) for name, value in values.items()}
     inputs = {"adapters": listed} if listed else {}
     return {"method": method, **inputs, **flat, **({"output": output} if output else {})}
+
+
+def steps_document(steps: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """The recipe file of steps: of one alone, what it holds."""
+    return dict(steps[0]) if len(steps) == 1 else {"steps": [dict(step) for step in steps]}
 
 
 def _plain(value: object) -> Value:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loramerge.adapter import Adapter
-from loramerge.document import recipe_document
+from loramerge.document import recipe_document, steps_document
 from loramerge.errors import LoramergeError, UsageError
 from loramerge.io._open import layout, open_adapter
 from loramerge.io._yaml import Value
@@ -26,9 +26,7 @@ def lineage(way: Way) -> dict[str, Value]:
     """
     steps: list[dict[str, Value]] = []
     _add(way, steps)
-    if len(steps) == 1:
-        return steps[0]
-    return {"steps": [*steps]}
+    return steps_document(steps)
 
 
 def _add(way: Way, steps: list[dict[str, Value]]) -> None:

@@ -262,9 +262,3 @@ def test_a_file_is_not_replaced_by_a_saved_recipe_unless_forced(here: Path) -> N
     assert (here / "r.yaml").read_text() == THREE
     assert tree(here) == tree(here)
     assert typed("cat", "a", "b", "--save-recipe", "r.yaml", "-f").code == 0
-
-
-def test_a_recipe_of_many_results_is_not_saved(here: Path) -> None:
-    done = typed("squeeze", "a", "b", "-r", "2", "--out-dir", "x", "--save-recipe", "s.yaml")
-    assert done.code == 2
-    assert "--save-recipe holds one result" in done.err

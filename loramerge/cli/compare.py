@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag, Words, flag, those_set
-from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SHOWN, WEIGHT
+from loramerge.cli.flags import ADAPTERS, FORCE, INPUTS, SAVE_RECIPE, SHOWN, WEIGHT
+from loramerge.cli.saving import save_recipe
+from loramerge.errors import UsageError
 from loramerge.options import describe
 from loramerge.registry import methods
 from loramerge.settings import OUTPUT, MergeSettings
@@ -19,6 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 USUAL = "arithmetic,ties,tsv,cluster"
+# Of what it takes, all that is no setting of a merge.
+OWN = (
+    "adapters",
+    "methods",
+    "weight",
+    "alpha",
+    "from_",
+    "keep",
+    "save_recipe",
+    "force",
+    "json",
+    "quiet",
+)
 EXAMPLE = "loramerge compare a b --methods arithmetic,ties"
 
 
@@ -34,7 +49,7 @@ def compare(**given: Any) -> None:
     and not which is better. Seconds are those of all threads together.
 
     Nothing is written, unless --keep names a directory: then each merge is stored there under its
-    name.
+    name, and --save-recipe writes down how.
     """
     from loramerge._spool import Spool
     from loramerge.cli import ui
@@ -43,25 +58,34 @@ def compare(**given: Any) -> None:
     from loramerge.cli.terminal import Row, print_rows, print_table
     from loramerge.comparison import compare_methods, entries, recipes
     from loramerge.compute import own_process
+    from loramerge.document import recipe_document
     from loramerge.io._hub import fetch
     from loramerge.plan import make_plan
     from loramerge.publish import destination, publish
 
     own_process()
-    own = ("adapters", "methods", "weight", "alpha", "from_", "keep", "force", "json", "quiet")
-    wishes = {key: given.pop(key) for key in own}
+    wishes = {key: given.pop(key) for key in OWN}
+    kept, saved = wishes["keep"], wishes["save_recipe"]
+    if kept is None and saved is not None:
+        raise UsageError(
+            "compare writes nothing, of which there could be a recipe.",
+            "say where to store the merges: --keep merges",
+        )
     values = those_set(given)
     inputs = named_adapters(wishes["adapters"], wishes["weight"], wishes["alpha"], wishes["from_"])
     rows = entries(wishes["methods"])
     asked = recipes(rows, inputs, values)
     adapters = opened(inputs)
     plans = [make_plan(recipe, adapters) for recipe in asked]
-    kept = wishes["keep"]
+    outs = [] if kept is None else [str(Path(kept, row.name.replace(":", "-"))) for row in rows]
     places = [
-        destination(plan, str(Path(kept, row.name.replace(":", "-"))), wishes["force"])
-        for row, plan in zip(rows, plans, strict=True)
-        if kept is not None
+        destination(plan, out, wishes["force"]) for plan, out in zip(plans, outs, strict=False)
     ]
+    steps = [
+        recipe_document(row.method, inputs, {**values, **row.values}, out)
+        for row, out in zip(rows, outs, strict=False)
+    ]
+    save_recipe(saved, steps, wishes["force"])
     with ExitStack() as stack:
         spools = [stack.enter_context(Spool()) for _ in places]
         listen = stack.enter_context(progress(wishes["quiet"]))
@@ -158,6 +182,7 @@ COMMANDS: dict[str, click.Command] = {
                 metavar="DIR",
                 help="Store each merge in this directory, under the name of its method.",
             ),
+            SAVE_RECIPE,
             FORCE,
             *SHOWN,
         ],

@@ -14,17 +14,6 @@ __all__ = ["explain"]
 ELSEWHERE = {"--dynamic_method": "--sv-fro", "--new_rank": "--rank"}
 
 SAVE = "--save-recipe"
-# Why a command takes no --save-recipe, and what to type instead; any other makes no adapter.
-NO_RECIPE = {
-    "compare": (
-        "compare tries several methods, and a recipe has one result.",
-        "save the recipe of one method: loramerge ties a b",
-    ),
-    "split": (
-        "split writes several pieces, and a recipe has one result.",
-        "save the recipe of one piece: loramerge select my-adapter --ranks 0-3",
-    ),
-}
 
 
 def explain(error: Exception) -> int:
@@ -63,10 +52,10 @@ def _click(error: click.ClickException) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(context.get_help(), err=True)
     elif isinstance(error, click.NoSuchOption) and error.option_name == SAVE:
-        name = str(context.info_name)
-        nothing = f"{name} makes no adapter, of which there could be a recipe."
-        reason, hint = NO_RECIPE.get(name, (nothing, "for example: loramerge squeeze a --rank 8"))
-        _print(reason, f"{hint} {SAVE} recipe.yaml")
+        _print(
+            f"{context.info_name} makes no adapter, of which there could be a recipe.",
+            f"for example: loramerge squeeze a --rank 8 {SAVE} recipe.yaml",
+        )
     elif isinstance(error, click.NoSuchOption):
         flags = [name for param in context.command.params for name in (*param.opts, "--help")]
         named = ELSEWHERE.get(error.option_name, error.option_name)

@@ -65,10 +65,17 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     if wishes.sweep is not None:
         show_sweep(name, method, inputs, values, asdict(wishes))
         return
-    jobs = _planned(name, _split(name, method, inputs, wishes, typed), values, wishes)
+    shared = _split(name, method, inputs, wishes, typed)
+    jobs = _planned(name, shared, values, wishes)
     place = page_place(name, wishes.report, wishes.out_dir, wishes.force)
-    document = recipe_document(name, inputs, values, wishes.out)
-    save_recipe(wishes.save_recipe, document, wishes.force)
+    outs = [wishes.out]
+    if wishes.out_dir is not None:
+        outs = [str(Path(wishes.out_dir, final.name)) for _, final in jobs]
+    steps = [
+        recipe_document(name, named, values, out)
+        for (named, _), out in zip(shared, outs, strict=True)
+    ]
+    save_recipe(wishes.save_recipe, steps, wishes.force)
     if wishes.dry_run:
         show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return
@@ -113,10 +120,6 @@ def _split(
     """Which adapters become which result, with the directory it goes to."""
     if wishes.out is not None and wishes.out_dir is not None:
         raise UsageError(f"{name} takes only one of --out and --out-dir.", "leave one out")
-    if wishes.out_dir is not None and wishes.save_recipe is not None:
-        raise UsageError(
-            f"{name}: --save-recipe holds one result, --out-dir many.", "leave one of them out"
-        )
     if method.takes == "many" or wishes.out_dir is None:
         if method.takes == "one" and len(named) > 1:
             raise UsageError(
@@ -135,7 +138,7 @@ def _planned(
 ) -> list[tuple["Plan", Path]]:
     """Every job as a plan and a free place for its result; options are judged before files."""
     from loramerge.plan import make_plan
-    from loramerge.publish import default_name, destination
+    from loramerge.publish import check_apart, default_name, destination
 
     recipes = [make_recipe(name, named, values) for named, _ in jobs]
     every = [one for named, _ in jobs for one in named]
@@ -145,11 +148,7 @@ def _planned(
         plan = make_plan(recipe, [next(adapters) for _ in named])
         out = str(Path(directory) / default_name(plan)) if directory else wishes.out
         planned.append((plan, destination(plan, out, wishes.force)))
-    finals = [final.resolve() for _, final in planned]
-    twice = sorted({str(final) for final in finals if finals.count(final) > 1})
-    if twice:
-        raise UsageError(
-            f"several results would be written to {listed(twice)}.",
-            "rename the inputs, or run them one by one with -o",
-        )
+    check_apart(
+        [final for _, final in planned], "rename the inputs, or run them one by one with -o"
+    )
     return planned

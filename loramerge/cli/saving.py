@@ -1,5 +1,6 @@
 """--save-recipe: a command line as a recipe file."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,15 @@ if TYPE_CHECKING:
 __all__ = ["save_recipe"]
 
 
-def save_recipe(place: str | None, document: dict[str, "Value"], force: bool) -> None:
-    """Write a recipe down, where one was asked for.
+def save_recipe(place: str | None, steps: Sequence[Mapping[str, "Value"]], force: bool) -> None:
+    """Write the recipe of one or several steps down, where one was asked for.
 
     Raises OutputError where something stands there and `force` is not set.
     """
     if place is None:
         return
+    from loramerge.document import steps_document
     from loramerge.io._write import write_text
     from loramerge.io._yaml import write_yaml
 
-    write_text(Path(place).expanduser(), write_yaml(document), force)
+    write_text(Path(place).expanduser(), write_yaml(steps_document(steps)), force)

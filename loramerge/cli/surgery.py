@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramerge.cli.command import Command, Flag
-from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT_DIR, SAVE_DTYPE, SHOWN
+from loramerge.cli.command import Command, Flag, those_set
+from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT_DIR, SAVE_DTYPE, SAVE_RECIPE, SHOWN
+from loramerge.cli.saving import save_recipe
 from loramerge.errors import UsageError
 from loramerge.patterns import matches
 from loramerge.recipe import make_recipe
@@ -37,6 +38,7 @@ def split(
     from loramerge.cli.inputs import named_adapters, opened
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
+    from loramerge.document import recipe_document
     from loramerge.plan import make_plan
     from loramerge.publish import destination, publish
 
@@ -45,11 +47,14 @@ def split(
     own_process()
     inputs = named_adapters([adapter], (), wishes["alpha"], wishes["from_"])
     (source,) = opened(inputs)
-    dtype = {} if wishes["save_dtype"] is None else {"save_dtype": wishes["save_dtype"]}
-    jobs = []
-    for name, values in _pieces(source, every, modules).items():
-        plan = make_plan(make_recipe("select", inputs, {**values, **dtype}), [source])
-        jobs.append((plan, destination(plan, str(Path(out_dir or PIECES) / name), wishes["force"])))
+    jobs, steps = [], []
+    for name, taken in _pieces(source, every, modules).items():
+        values = those_set({**taken, "save_dtype": wishes["save_dtype"]})
+        out = str(Path(out_dir or PIECES, name))
+        plan = make_plan(make_recipe("select", inputs, values), [source])
+        jobs.append((plan, destination(plan, out, wishes["force"])))
+        steps.append(recipe_document("select", inputs, values, out))
+    save_recipe(wishes["save_recipe"], steps, wishes["force"])
     shown = ui.Results(batch=True, as_json=wishes["json"], quiet=wishes["quiet"])
     for plan, final in jobs:
         with progress(wishes["quiet"]) as listen:
@@ -67,11 +72,11 @@ def _pieces(
         groups = [(first, min(first + every - 1, last)) for first in range(0, last + 1, every)]
         return {f"ranks-{a}-{b}": {"ranks": f"{a}-{b}"} for a, b in groups}
     found: dict[str, dict[str, object]] = {
-        f"modules-{place + 1}": {"include": [glob], "exclude": list(modules[:place])}
+        f"modules-{place + 1}": {"include": (glob,), "exclude": modules[:place]}
         for place, glob in enumerate(modules)
     }
     if any(not any(matches(name, glob) for glob in modules) for name in source.modules):
-        found["rest"] = {"exclude": list(modules)}
+        found["rest"] = {"exclude": modules}
     return found
 
 
@@ -97,6 +102,7 @@ COMMANDS: dict[str, click.Command] = {
             ),
             *INPUTS,
             OUT_DIR.saying(f"Directory for the pieces.  [default: {PIECES}]"),
+            SAVE_RECIPE,
             FORCE,
             SAVE_DTYPE,
             *SHOWN,
