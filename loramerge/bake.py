@@ -163,7 +163,7 @@ def _write_shard(
                 listen(Advanced(1))
             return one.key, hashlib.sha256(data).hexdigest()
 
-        threads = resolve("cpu", "float32", 0).threads
+        threads = resolve("cpu", "float32").threads
         with single_threaded_blas(), ThreadPoolExecutor(threads) as pool:
             digests = dict(pool.map(put, stored))
     finally:

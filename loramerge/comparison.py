@@ -125,7 +125,8 @@ def compare_methods(
     """
     first = next((plan for plan in plans if plan.recipe.method.siblings), plans[0])
     settings = first.recipe.settings
-    compute = resolve(settings.device, settings.compute_dtype, first.read_bytes)
+    formed = sum(plan.formed for plan in plans)
+    compute = resolve(settings.device, settings.compute_dtype, formed)
     tried: list[tuple[Tried, ...]] = []
     seconds = [0.0] * len(plans)
     with single_threaded_blas(), ThreadPoolExecutor(compute.threads) as pool:

@@ -37,8 +37,9 @@ SAVE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FLOOR = {"F32": 3.6e-8, "F16": 2.9e-4, "BF16": 2.3e-3}
 # Largest finite float16; what lies above becomes infinite.
 FLOAT16_MAX = 65504.0
-# Below this many bytes of input, moving them to a GPU and importing torch costs more than it saves.
-GPU_BYTES = 64_000_000
+# A GPU pays where delta weights are formed, from this many entries on: importing torch costs what
+# sixteen cores need for these. Thin methods are at home on the CPU.
+GPU_ENTRIES = 10**9
 
 # Modules at once: on a GPU what fills it, on the CPU what spares the interpreter's time without
 # leaving the cache.
@@ -95,22 +96,24 @@ class Compute(Struct, frozen=True):
         return found if self.on_cpu else {**found, "torch": torch.__version__}
 
 
-def resolve(device: str, dtype: DType, nbytes: int) -> Compute:
+def resolve(device: str, dtype: DType, formed: int = 0) -> Compute:
     """Turn `--device auto|cpu|cuda[:N]` into a device that is there.
 
-    `nbytes` is the size of the inputs: `auto` takes a GPU only for a job large enough to pay for
-    it. Raises UsageError for a device that is not there.
+    `formed` is how many entries of delta weights the job forms: `auto` takes a GPU only for one
+    large enough to pay for it. Raises UsageError for a device that is not there.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     threads = len(affinity(0)) if affinity else os.cpu_count() or 1
     if device == "auto":
         device = (
             "cuda"
-            if nbytes >= GPU_BYTES and _may_have_cuda() and torch.cuda.is_available()
+            if formed >= GPU_ENTRIES and _may_have_cuda() and torch.cuda.is_available()
             else "cpu"
         )
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA device.", "leave --device out")
+    if device != "cpu":  # torch loads its solvers at first use, which no two threads may be
+        torch.linalg.cholesky(torch.eye(1, device=device))
     return Compute(device, dtype, threads)
 
 

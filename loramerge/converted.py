@@ -140,7 +140,7 @@ def _fill(plan: Conversion, written: Written, path: Path) -> Converted:
         if not (np.array_equal(A, update.A) and np.array_equal(B, update.B)):
             rounded.append(module.name)
 
-    compute = resolve("cpu", "float32", 0)
+    compute = resolve("cpu", "float32")
     try:
         with ThreadPoolExecutor(compute.threads) as pool:
             digest = pool.submit(file_sha256, plan.original.source)

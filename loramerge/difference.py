@@ -65,7 +65,7 @@ def difference(a: Adapter, b: Adapter) -> Difference:
     """
     adapters = a, b = alike((a, b), a.naming)
     alignment = align(adapters, missing="zero")
-    threads = resolve("cpu", "float32", 0).threads
+    threads = resolve("cpu", "float32").threads
 
     def one(module: Aligned) -> ModuleDifference:
         near = _compared(adapters, module)

@@ -57,7 +57,7 @@ def run(
     """
     began = time.perf_counter()
     settings = plan.recipe.settings
-    compute = resolve(settings.device, settings.compute_dtype, plan.read_bytes)
+    compute = resolve(settings.device, settings.compute_dtype, plan.formed)
     with ThreadPoolExecutor(compute.threads) as pool, ExitStack() as stack:
         hashes = [pool.submit(file_sha256, adapter.source) for adapter in plan.adapters]
         stack.enter_context(single_threaded_blas())  # numpy is imported while hashing has begun

@@ -1,6 +1,7 @@
 """From a recipe and the headers of its adapters to what will be done; no tensor is read."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -70,6 +71,12 @@ class Plan(Struct, frozen=True):
     def dense(self) -> bool:
         """Whether the method forms delta weights."""
         return getattr(self.options, "space", None) == "dense"
+
+    @property
+    def formed(self) -> int:
+        """How many entries of delta weights the method forms, all adapters together."""
+        each = (prod(module.model.shape) for module in self.alignment.modules)
+        return len(self.adapters) * sum(each) if self.dense else 0
 
     @property
     def counts(self) -> int:

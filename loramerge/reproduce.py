@@ -112,6 +112,6 @@ def _device(asked: str | None, measured: Measured | None) -> str:
     if asked is not None or measured is None:
         return asked or "auto"
     try:
-        return resolve(measured.device, "float32", 0).device
+        return resolve(measured.device, "float32").device
     except UsageError:
         return "cpu"

@@ -128,7 +128,7 @@ class Settings(Options, frozen=True):
     device: Annotated[
         str,
         Meta(
-            description="auto, cpu or cuda[:N].",
+            description="auto, cpu or cuda[:N]; auto takes a GPU where it pays: --space dense.",
             pattern=r"^(auto|cpu|cuda(:\d+)?)$",
             extra={
                 "group": COMPUTING,

@@ -82,7 +82,7 @@ def similarity(adapters: Sequence[Adapter], listen: Listener = silent) -> tuple[
         listen(Advanced(1))
         return found
 
-    with single_threaded_blas(), ThreadPoolExecutor(resolve("cpu", "float32", 0).threads) as pool:
+    with single_threaded_blas(), ThreadPoolExecutor(resolve("cpu", "float32").threads) as pool:
         seen = list(pool.map(one, modules))
     norms = [math.fsum(module.norms[place] for module in seen) for place in range(len(adapters))]
     pairs = [

@@ -57,5 +57,5 @@ def spectra(adapter: Adapter, listen: Listener = silent) -> Spectra:
         return values
 
     listen(Started("reading", len(adapter.modules)))
-    with single_threaded_blas(), ThreadPoolExecutor(resolve("cpu", "float32", 0).threads) as pool:
+    with single_threaded_blas(), ThreadPoolExecutor(resolve("cpu", "float32").threads) as pool:
         return Spectra(dict(zip(adapter.modules, pool.map(one, adapter.modules), strict=True)))

@@ -95,7 +95,7 @@ def sweep(
     plans = [make_plan(recipe, adapters) for recipe in recipes]
     fetch(adapters, listen)
     settings = plans[0].recipe.settings
-    compute = resolve(settings.device, settings.compute_dtype, plans[0].read_bytes)
+    compute = resolve(settings.device, settings.compute_dtype, plans[0].formed)
     work = partial(halving, partial(_tried, plans, compute), compute)
     tried: list[tuple[Tried, ...]] = []
     listen(Started("trying", len(plans[0].alignment.modules)))

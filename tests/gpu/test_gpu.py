@@ -1,5 +1,7 @@
 """What a CUDA device computes against what NumPy computes, on inputs made here."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ from sklearn.cluster import KMeans
 import loramerge
 from loramerge import solve
 from loramerge.adapter import LowRank
-from loramerge.compute import GPU_BYTES, resolve
+from loramerge.compute import GPU_ENTRIES, resolve
 from loramerge.linalg import _numpy, _torch
 from loramerge.linalg.factors import compare, concat, norm
 from loramerge.linalg.kmeans import kmeans
@@ -241,11 +243,24 @@ def test_a_batch_too_large_for_the_device_is_halved_and_gives_the_same(
 
 
 def test_auto_takes_the_device_for_large_jobs_and_the_cpu_for_small_ones() -> None:
-    assert resolve("auto", "float32", GPU_BYTES).device == "cuda"
-    assert resolve("auto", "float32", GPU_BYTES - 1).device == "cpu"
+    assert resolve("auto", "float32", GPU_ENTRIES).device == "cuda"
+    assert resolve("auto", "float32", GPU_ENTRIES - 1).device == "cpu"
 
 
 def test_a_device_can_be_named_by_its_number(tmp_path: Path, rng: np.random.Generator) -> None:
     inputs = adapters(tmp_path, rng, (4,), noise=0.3)
     _, report = loramerge.run("squeeze", inputs, rank=2, device="cuda:0")
     assert report.device == "cuda:0"
+
+
+def test_a_fresh_process_may_begin_with_several_batches_at_once(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    # Torch loads its solvers at first use, and fails where two threads are the first.
+    pairs = {
+        f"layers.{i}.proj": (rng.standard_normal((4, 40 + i)), rng.standard_normal((30 + i, 4)))
+        for i in range(40)
+    }
+    inputs = [str(write_peft(tmp_path / name, pairs)) for name in "ab"]
+    words = [*inputs, "-r", "4", "--device", "cuda", "-o", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-m", "loramerge", "arithmetic", *words], check=True)
