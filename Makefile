@@ -49,7 +49,7 @@ bench: $(TOOLS)
 	python benchmarks/speed.py
 
 quality: $(TOOLS)
-	python benchmarks/quality.py
+	python benchmarks/quality.py --make run
 
 # Programs that load adapters, mergekit and the converter of llama.cpp, which only comes with the
 # source of llama-cpp-python; and olah, whose requirements are not theirs.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from programs import SUITES
-from sets import EARLIER, EASY, GENTLE, HARD, MIXED, SHARED, SINGLES, WHOLE
+from sets import EARLIER, EASY, GENTLE, HARD, MIXED, RUN, SHARED, SINGLES
 
 FULL, PAPER, AUTO = "full", "paper", "auto"
 DIRECTORIES = {"hard": HARD, "easy": EASY}
@@ -119,7 +119,7 @@ def alike(method: str, bar: Bar | None = None, *, scale: str, **values: object) 
     """Copies of one adapter, which must come back, and two checkpoints of one run, at rank 16."""
     values = {**values, "rank": 16, "scale": scale}
     copies = tuple(Part((f"{HARD}/{task}",) * COPIES, (task,)) for task in SINGLES)
-    run = tuple(Part((f"{EARLIER}/{task}", f"{WHOLE}/{task}"), (task,)) for task in SINGLES)
+    run = tuple(Part((f"{EARLIER}/{task}", f"{RUN}/{task}"), (task,)) for task in SINGLES)
     return [
         Row("copies", copies, method, values, bar=bar),
         Row("run", run, method, values),
@@ -280,6 +280,6 @@ ROWS: list[Row] = [
             tuple(Part((f"{name}/{task}",), (task,)) for task in SINGLES),
             says=f"{name} alone",
         )
-        for name in (EARLIER, WHOLE)
+        for name in (EARLIER, RUN)
     ),
 ]

@@ -6,11 +6,13 @@ right ones before it, which is as often as greedy decoding gives the exact answe
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -19,6 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trainer import answers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from loramerge.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,22 @@ def load_adapted(testbed: Path, adapter: Path) -> torch.nn.Module:
     adapted = PeftModel.from_pretrained(load_base(testbed), str(adapter))
     merged: torch.nn.Module = adapted.merge_and_unload()
     return merged.eval()
+
+
+@contextmanager
+def added(base: LlamaForCausalLM, adapter: "Adapter | None") -> Iterator[LlamaForCausalLM]:
+    """The base with an adapter's delta weights added; exactly itself again afterwards."""
+    kept = {}
+    with torch.no_grad():
+        for name in adapter.modules if adapter else ():
+            update, weight = adapter.read(name), base.get_submodule(name).weight
+            kept[weight] = weight.clone()
+            weight += torch.from_numpy(update.B @ update.A)
+        try:
+            yield base
+        finally:
+            for weight, before in kept.items():
+                weight.copy_(before)
 
 
 def load_data(testbed: Path, split: str, count: int) -> dict[str, Tensor]:

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import testbed
-from exactmatch import load_base, load_data, scores, tasks_of
-from quality import added
+from exactmatch import added, load_base, load_data, scores, tasks_of
 from testbed import FIXTURE
 from torch import Tensor
 from transformers import LlamaForCausalLM

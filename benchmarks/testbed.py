@@ -41,7 +41,7 @@ def train(arguments: argparse.Namespace) -> None:
     if taken:
         raise SystemExit(f"{arguments.suite} holds {', '.join(taken)} already: another --suite")
     print(f"training {len(jobs)} adapters on {device}: {', '.join(jobs)}", flush=True)
-    trained = train_adapters(
+    trained, early = train_adapters(
         base,
         list(jobs.values()),
         arguments.steps,
@@ -49,9 +49,11 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.samples,
         device,
         arguments.lr,
+        arguments.checkpoint,
     )
-    for (name, job), factors in zip(jobs.items(), trained, strict=True):
-        save_adapter(out / arguments.suite / name, factors, job.rank)
+    for suite, adapters in ((f"{arguments.suite}_early", early), (arguments.suite, trained)):
+        for name, factors in zip(jobs, adapters, strict=bool(adapters)):
+            save_adapter(out / suite / name, factors, jobs[name].rank)
     _add_data(out / "eval.safetensors", tasks)
 
 
@@ -195,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--init", choices=["separate", "shared"], default="separate", help="of A")
     add("--lr", type=float, default=1e-3, help="peak learning rate; 3e-4 is gentle")
     add("--steps", type=int, default=800, help="steps of the adapters")
+    add("--checkpoint", type=int, default=0, help="save as SUITE_early after so many of them")
     add("--batch", type=int, default=64, help="sequences a step for each adapter")
     add("--samples", type=int, default=40_000, help="training sequences drawn for each program")
     add("--seed", type=int, default=0, help="of initial values, data and fresh tasks")

@@ -8,7 +8,7 @@ as if it had been trained alone, and eight take hardly longer than one.
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,8 @@ def train_base(
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         return min(1.0, (step + 1) / 500) * (0.02 + 0.98 * cosine)
 
-    _descend(loss, optimizer, rate, steps, clip=list(model.parameters()))
+    for _ in _descend(loss, optimizer, rate, steps, clip=list(model.parameters())):
+        pass  # each step is taken as it is asked for
     return model
 
 
@@ -138,11 +139,13 @@ def train_adapters(
     samples: int,
     device: str,
     peak: float = 1e-3,
-) -> list[Factors]:
+    checkpoint: int = 0,
+) -> tuple[list[Factors], list[Factors]]:
     """Factors (A [r, in], B [out, r]) by module for each job, SCALING not folded in.
 
-    `base` is changed: its linear layers hold all updates afterwards. `samples` sequences are drawn
-    for each job, and every step looks at `batch` of them.
+    First those after all steps, then those after `checkpoint` of them, if that is not 0. `base` is
+    changed: its linear layers hold all updates afterwards. `samples` sequences are drawn for each
+    job, and every step looks at `batch` of them.
     """
     layers = _wrapped(base.requires_grad_(False).to(device), jobs)
     pools = torch.stack([_pool(job, samples, device) for job in jobs])
@@ -158,10 +161,21 @@ def train_adapters(
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 50) * (1 - step / steps)
 
-    _descend(loss, optimizer, rate, steps)
+    early: list[Factors] = []
+    for taken in _descend(loss, optimizer, rate, steps):
+        if taken == checkpoint:
+            early = _factors(layers, jobs)
+    return _factors(layers, jobs), early
+
+
+def _factors(layers: dict[str, SideBySide], jobs: Sequence[Job]) -> list[Factors]:
+    """A copy of what each job has learned so far."""
     return [
         {
-            name: (layer.A[i, : job.rank].detach().cpu(), layer.B[i, :, : job.rank].detach().cpu())
+            name: (
+                layer.A[i, : job.rank].detach().cpu().clone(),
+                layer.B[i, :, : job.rank].detach().cpu().clone(),
+            )
             for name, layer in layers.items()
         }
         for i, job in enumerate(jobs)
@@ -205,8 +219,8 @@ def _descend(
     rate: Callable[[int], float],
     steps: int,
     clip: Sequence[Tensor] = (),
-) -> None:
-    """Take `steps` steps at `rate(step)` times the optimizer's learning rate."""
+) -> Iterator[int]:
+    """Take `steps` steps at `rate(step)` times the optimizer's learning rate, and count them."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     began = time.perf_counter()
     for step in range(steps):
@@ -220,3 +234,4 @@ def _descend(
         if step % PRINT_EVERY == 0 or step == steps - 1:
             loss_now, seconds = value.item(), time.perf_counter() - began
             print(f"  step {step:6d}  loss {loss_now:.4f}  {seconds:.0f} s", flush=True)
+        yield step + 1

@@ -45,6 +45,9 @@ GPU_ENTRIES = 10**9
 # leaving the cache.
 GPU_BATCH, CPU_BATCH, CPU_ENTRIES = 64, 8, 2**21
 
+# Objects between two looks for cycles: what one command makes is mostly kept to its end.
+FEW_OBJECTS = 50_000
+
 # glibc's numbers for when its malloc gives memory back to the kernel, and when it asks it directly.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30  # bytes
@@ -133,11 +136,16 @@ def own_process() -> None:
     """Settings for a process that is ours alone, before numpy is imported.
 
     OpenBLAS starts no team of threads. glibc keeps what is freed: every module needs arrays of the
-    same few sizes, and fresh pages from the kernel cost as much as the arithmetic on them.
+    same few sizes, and fresh pages from the kernel cost as much as the arithmetic on them. Python
+    looks for cycles among its objects rarely, and not at all on the way out.
     """
+    import atexit
     import ctypes
+    import gc
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(FEW_OBJECTS)
+    atexit.register(gc.freeze)
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

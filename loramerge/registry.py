@@ -93,7 +93,7 @@ class Method(Struct, frozen=True):
     `flat` says with which options all singular values of the result are equal, so that a cut to a
     lower rank takes away as much as it leaves out.
     `siblings` says that it looks at the other modules that read the same input, too, `orthogonal`
-    that it makes the updates orthogonal to each other before it adds them up.
+    with which options it makes the updates orthogonal to each other before it adds them up.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Method(Struct, frozen=True):
     score: Score | None = None
     surgery: bool = False
     siblings: bool = False
-    orthogonal: bool = False
+    orthogonal: Callable[[Any], bool] = never
 
     @property
     def documentation(self) -> str:
@@ -177,7 +177,7 @@ def merger(
     cost: Cost = "sum",
     score: Score | None = None,
     siblings: bool = False,
-    orthogonal: bool = False,
+    orthogonal: Callable[[Any], bool] = never,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(

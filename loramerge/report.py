@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -96,6 +95,8 @@ class Report(Struct, frozen=True):
     @property
     def median_error(self) -> float:
         """The median over modules of their relative errors."""
+        from statistics import median
+
         return median(module.relative_error for module in self.modules)
 
     @property
@@ -158,7 +159,8 @@ class Report(Struct, frozen=True):
                 f"{len(self.few)} modules have fewer distinct components than were asked for; all "
                 "are kept"
             )
-        if near := sum((module.condition or 0.0) > COPIES for module in self.modules):
+        apart = self.plan.recipe.method.orthogonal(self.plan.options)
+        if apart and (near := sum((module.condition or 0.0) > COPIES for module in self.modules)):
             notes.append(
                 f"{near} modules are near copies of each other in these adapters (condition up to "
                 f"{self.condition:.1e}); to average them: loramerge arithmetic with weights that "

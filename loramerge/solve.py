@@ -130,7 +130,7 @@ def merged(
     """What the method makes of a batch that was read."""
     method, calibration = plan.recipe.method, plan.recipe.merge.calibrate
     result = method.rule(prepared(calibration, updates), plan.options)
-    result = calibrated(calibration, updates, result, method.orthogonal)
+    result = calibrated(calibration, updates, result, method.orthogonal(plan.options))
     if plan.exact and isinstance(result, LowRank):
         target = Target(result, grams(result))
     else:

@@ -71,6 +71,8 @@ def test_ranks_are_the_places_in_a_stable_order(
 ) -> None:
     x = np.abs(rng.standard_normal((2, 3, 50))).round(1).astype(dtype)  # many are equal
     x[0, 1] = 0
+    x[0, 2] = np.spacing(dtype(1)) * (np.arange(50) * 7 % 13) + 1  # the last bits tell them apart
+    x[1, 0] = np.geomspace(1e-30, 1e30, 50)[::-1]
     backend = BACKENDS[name]
     found = backend.take(kernels(backend.put(x)).ranks(backend.put(x)))
     assert found.dtype == np.int32

@@ -115,6 +115,23 @@ def test_a_fixture_is_explained_by_its_own_layout_and_by_no_other(name: str, pat
 
 
 @every_fixture
+def test_what_a_layout_owns_is_explained_by_no_other(name: str, path: Path) -> None:
+    keys = open_source(weights(path)).tensors
+    for found in layouts():
+        assert not all(map(found.owns, keys)) or found.name == name
+
+
+def test_what_peft_owns_no_other_marks_or_explains() -> None:
+    for module in ("layers.0.q_proj", "unet.down_blocks.0.to_q", "w_a_0", "lora_unet_x", "0.attn"):
+        for part in ("lora_A", "lora_B", "lora_A.default"):
+            key = f"base_model.model.{module}.{part}.weight"
+            assert layout("peft").owns(key)
+            assert not [found.name for found in layouts() if found.marks(key)]
+            alike = {found.name for found in layouts() if found.explains(key) and not found.marked}
+            assert alike == {"peft"}
+
+
+@every_fixture
 def test_a_fixture_reads_as_the_numbers_it_was_made_from(name: str, path: Path) -> None:
     adapter, golden = open_adapter(str(path)), GOLDEN[f"{name}/{path.name}"]
     assert set(adapter.modules) == set(golden)

@@ -90,7 +90,7 @@ def test_updates_trained_side_by_side_are_what_peft_makes_of_the_written_adapter
     trainer, exactmatch = bench["trainer"], bench["exactmatch"]
     jobs = [trainer.Job(("sh3_rev",), 3, "0", "0 a"), trainer.Job(("sort_inter",), 5, "0", "0 b")]
     model = exactmatch.load_base(TESTBED)
-    trained = trainer.train_adapters(model, jobs, 2, 4, 20, "cpu", 1e-2)
+    trained, _ = trainer.train_adapters(model, jobs, 2, 4, 20, "cpu", 1e-2)
     draw = torch.Generator().manual_seed(0)
     rows = [bench["programs"].sample(job.programs[0], 6, draw) for job in jobs]
     together = trainer.answers(model, torch.cat(rows)).detach()
@@ -110,8 +110,8 @@ def test_an_adapter_comes_out_the_same_whatever_is_trained_beside_it(bench):
     trainer, load_base = bench["trainer"], bench["exactmatch"].load_base
     job = trainer.Job(("sh3_rev",), 2, "0", "0 sh3_rev")
     other = trainer.Job(("sort_inter", "cmax_rank"), 4, "0", "0 other")
-    (alone,) = trainer.train_adapters(load_base(TESTBED), [job], 2, 3, 12, "cpu")
-    _, beside = trainer.train_adapters(load_base(TESTBED), [other, job], 2, 3, 12, "cpu")
+    (alone,), _ = trainer.train_adapters(load_base(TESTBED), [job], 2, 3, 12, "cpu")
+    (_, beside), _ = trainer.train_adapters(load_base(TESTBED), [other, job], 2, 3, 12, "cpu")
     for module, (A, B) in alone.items():
         assert A.shape[0] == 2
         # Adam divides a step by its own size: rounding shows where a gradient is near zero.
@@ -151,6 +151,18 @@ def test_kinds_of_training_differ_as_they_are_asked_to(bench, tmp_path):
     assert [mixed[name][key.format("B")].shape[1] for name in ("sh3_rev", "sort_inter")] == [2, 4]
     joint = trained(bench, tmp_path / "joint", *pair, "--joint")
     assert list(joint) == ["joint2"]
+
+
+def test_a_checkpoint_is_what_was_learned_so_far(bench, tmp_path):
+    words = ("--tasks", "sh3_rev", "--lr", "1e-2")
+    trained(bench, tmp_path / "two", *words, "--checkpoint", "1")
+    trained(bench, tmp_path / "one", *words, "--steps", "1")  # the first step is the same in both
+    early, last, alone = (
+        load_file(tmp_path / path / "sh3_rev" / "adapter_model.safetensors")
+        for path in ("two/adapters_early", "two/adapters", "one/adapters")
+    )
+    assert all(torch.equal(early[key], alone[key]) for key in alone)
+    assert not any(torch.equal(early[key], last[key]) for key in alone)
 
 
 def test_fresh_tasks_are_unknown_to_base_and_suites_and_new_with_every_seed(bench):

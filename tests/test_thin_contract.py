@@ -5,6 +5,8 @@ import pytest
 from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Updates
+from loramerge.linalg.spectrum import Spectrum
+from loramerge.report import COPIES
 from tests.entries import apart
 from tests.updates import gaussian, near
 from tests.variants import BATCH, VARIANTS, Variant, delta
@@ -66,6 +68,12 @@ LEAPS = (
         ): "inputs that are nearly the same are told apart, by 1.1e-2",
     }
 )
+
+# Those that divide by, invert or make orthogonal what the updates are, and say how well that went.
+CONDITIONED = [
+    v for v in VARIANTS if v.method.name in ("tsv", "iso", "wudi", "decorrelate", "fair")
+]
+each_conditioned = pytest.mark.parametrize("variant", CONDITIONED, ids=str)
 
 
 def alike(*given: LowRank, weights: tuple[float, ...] | None = None) -> Updates:
@@ -137,3 +145,52 @@ def test_a_small_change_of_the_input_is_a_small_change_of_the_result(
         assert max(changes) > 1e-2  # or it need not be excepted
     else:
         assert max(changes) < 1e-2
+
+
+def conditions(variant: Variant, given: Updates) -> np.ndarray:
+    """The condition of each item of the batch."""
+    found = variant.method.rule(given, variant.options)
+    assert isinstance(found, Spectrum)
+    assert found.condition is not None
+    return found.condition
+
+
+@each_conditioned
+def test_equal_strength_at_right_angles_has_condition_one(
+    variant: Variant, rng: np.random.Generator
+) -> None:
+    U, V = (np.linalg.qr(rng.standard_normal((BATCH, side, 10)))[0] for side in (40, 30))
+    given = alike(*(LowRank(V[..., at].mT, U[..., at]) for at in (slice(0, 5), slice(5, 10))))
+    assert conditions(variant, given) == pytest.approx(1, abs=1e-9)
+
+
+@each_conditioned
+def test_the_condition_belongs_to_the_updates_and_not_to_their_order_or_factors(
+    variant: Variant, rng: np.random.Generator
+) -> None:
+    one, other = gaussian(rng, 40, 30, 5, batch=BATCH), gaussian(rng, 40, 30, 4, batch=BATCH)
+    found = conditions(variant, alike(one, other))
+    assert found.shape == (BATCH,)
+    assert (found > 1).all()
+    G = np.linalg.qr(rng.standard_normal((5, 5)))[0].astype(np.float32)
+    turned = LowRank(G.T @ one.A, one.B @ G)
+    # Rounding of float32 factors, in a number made of squares.
+    assert conditions(variant, alike(other, turned)) == pytest.approx(found, rel=1e-4)
+
+
+@each_thin
+def test_other_spectral_methods_report_no_condition(
+    variant: Variant, rng: np.random.Generator
+) -> None:
+    found = variant.method.rule(alike(gaussian(rng, 40, 30, 5, batch=BATCH)), variant.options)
+    assert isinstance(found, Spectrum)
+    assert (found.condition is not None) == (variant in CONDITIONED)
+
+
+@pytest.mark.parametrize("variant", [v for v in THIN if v.method.orthogonal(v.options)], ids=str)
+def test_near_copies_have_a_condition_that_is_reported(
+    variant: Variant, rng: np.random.Generator
+) -> None:
+    one, other = (gaussian(rng, 40, 30, 5, batch=BATCH) for _ in range(2))
+    assert (conditions(variant, alike(one, other)) < COPIES).all()
+    assert (conditions(variant, alike(one, near(rng, one, 1e-2))) > COPIES).all()

@@ -3,6 +3,7 @@
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.factors import concat, inner_products, scale
@@ -96,9 +97,10 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     """
     agreement = _agreement(updates)
     inputs = [_inputs(updates, t) for t in range(len(updates.factors))]
-    parts = _regressed(updates, inputs, options.ridge)
+    parts, condition = _regressed(updates, inputs, options.ridge)
     found = decompose(_blended(updates, parts, agreement))
-    return _lengthened(found, updates, agreement, options.flatten)
+    lengthened = _lengthened(found, updates, agreement, options.flatten)
+    return replace(lengthened, condition=condition)
 
 
 def _agreement(updates: Updates) -> Agreement:
@@ -140,10 +142,11 @@ def _inputs(updates: Updates, place: int) -> Array:
     return stacked
 
 
-def _regressed(updates: Updates, inputs: list[Array], ridge: float) -> list[LowRank]:
-    """w_t dW_t G_t (H + ridge tr(H)/n I)^-1 of every update, in thin space (Woodbury).
+def _regressed(updates: Updates, inputs: list[Array], ridge: float) -> tuple[list[LowRank], Array]:
+    """w_t dW_t G_t (H + l I)^-1 of every update, l = ridge tr(H)/n; the inverse's condition. [*b]
 
-    With F = [F_1; ..; F_T] and H = F^T F: F_t (F^T F + l I)^-1 = rows of (F F^T + l I)^-1 F.
+    In thin space (Woodbury): with F = [F_1; ..; F_T] and H = F^T F, F_t (F^T F + l I)^-1 is rows of
+    (F F^T + l I)^-1 F. The condition is that on the inputs there are, the span of F's rows.
     """
     xp = namespace(inputs[0])
     F = xp.concat(inputs, axis=-2)
@@ -158,7 +161,9 @@ def _regressed(updates: Updates, inputs: list[Array], ridge: float) -> list[LowR
         A = (double(update.A) @ own.mT) @ filtered[..., start:stop, :]
         parts.append(LowRank(A=A * updates.weights[t], B=double(update.B)))
         start = stop
-    return parts
+    values = xp.linalg.eigvalsh(K)
+    least = xp.clip(values[..., -min(F.shape[-2:])], min=0.0)
+    return parts, (values[..., -1] + energy) / (least + energy)
 
 
 def _blended(updates: Updates, parts: list[LowRank], agreement: Agreement) -> LowRank:

@@ -1,9 +1,13 @@
 """LoRA-FAIR without data: the mean of the A, and the B that then comes nearest to the sum."""
 
+from msgspec.structs import replace
+
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms._gauges import in_gauge
+from loramerge.algorithms._thin import spread
 from loramerge.linalg.factors import pad
 from loramerge.linalg.kernels import double, gram, like, namespace
+from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
 from loramerge.registry import Score, merger
 
@@ -24,7 +28,7 @@ class FairOptions(Options, frozen=True):
     cost="one-shot",
     score=Score(0.179, "fair --rank 16 --scale auto"),
 )
-def fair(updates: Updates, options: FairOptions) -> LowRank:
+def fair(updates: Updates, options: FairOptions) -> Spectrum:
     """Average the A, then correct B so that B A is nearest to the weighted sum (LoRA-FAIR).
 
     A = mean_t A_t, B = (sum_t w_t B_t A_t A^T) (A A^T)^-1: the least ||B A - sum_t w_t dW_t||.
@@ -35,7 +39,7 @@ def fair(updates: Updates, options: FairOptions) -> LowRank:
     of each column of B positive, so that the result does not depend on how a file splits its
     update. Lower ranks are padded with zeros. Where two singular values of an update meet, or two
     entries tie for the largest, its factors leap, and the result with them. Cutting the sum is
-    never further from it (`arithmetic --rank`).
+    never further from it (`arithmetic --rank`). The condition in the report is that of A A^T.
 
     What to expect. Little: eight adapters in one of rank 16 score .18 exact match, the sum .53.
     """
@@ -54,8 +58,8 @@ def fair(updates: Updates, options: FairOptions) -> LowRank:
         w * (term.B @ (term.A @ A.mT)) for term, w in zip(padded, updates.weights, strict=True)
     ]
     B = sum(crossed[1:], start=crossed[0]) @ (E * inverse[..., None, :]) @ E.mT
-    model = updates.factors[0].B
-    return LowRank(A=like(A, model), B=like(B, model))
+    least = xp.min(xp.where(live, values, values[..., -1:]), axis=-1)
+    return replace(decompose(LowRank(A=A, B=B)), condition=spread(values[..., -1], least))
 
 
 def _double(update: LowRank) -> LowRank:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from loramerge.adapter import Array, Updates
-from loramerge.algorithms._thin import polar, thin
+from loramerge.algorithms._thin import condition, polar, spread, thin
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options, Share
@@ -34,6 +34,11 @@ class IsoOptions(Options, frozen=True):
     ] = 0.8
 
 
+def is_whitened(options: IsoOptions) -> bool:
+    """Whether directions of several updates are made orthogonal."""
+    return options.directions == "task"
+
+
 @merger(
     "iso",
     paper="arXiv:2502.04959",
@@ -41,6 +46,7 @@ class IsoOptions(Options, frozen=True):
     example="loramerge iso a b --rank full",
     scale="auto",
     flat=always,
+    orthogonal=is_whitened,
     place="thin",
     cost="one-shot",
     score=Score(0.026, "iso --rank 16 --scale auto"),
@@ -58,6 +64,9 @@ def iso(updates: Updates, options: IsoOptions) -> Spectrum:
     of leaping to s, and the whitening is damped as in tsv. Iso-CTS keeps its count of directions,
     which leaps with the numerical rank of the sum.
 
+    The condition in the report is the strongest over the weakest direction of the sum, by which
+    each is divided; a tenth of the mean is the least. That of Iso-CTS is the one of tsv.
+
     What to expect. A flat spectrum has no low-rank version: eight adapters score .03 when it is cut
     to rank 16, far below the sum; use --rank full.
     """
@@ -72,9 +81,11 @@ def iso(updates: Updates, options: IsoOptions) -> Spectrum:
     count = xp.clip(xp.sum(share, axis=-1, keepdims=True), min=1.0)
     level = xp.sum(s * share, axis=-1, keepdims=True) / count
     if options.directions == "task":
+        found = condition(U, Vh.mT, share)
         U, V = polar(U * share[..., None, :]), polar(Vh.mT * share[..., None, :])
-        return space.lifted((U * level[..., None, :]) @ V.mT)
-    return space.lifted((U * (level * share)[..., None, :]) @ Vh)
+        return space.lifted((U * level[..., None, :]) @ V.mT, found)
+    lifted = (U * (level * share)[..., None, :]) @ Vh
+    return space.lifted(lifted, _unevenness(s, share))
 
 
 def _with_tasks(
@@ -108,3 +119,11 @@ def _share(s: Array, faint: float) -> Array:
     mean = xp.sum(s**2, axis=-1, keepdims=True) / xp.where(total > 0, total, xp.ones_like(total))
     share: Array = xp.clip(s / xp.where(mean > 0, faint * mean, xp.ones_like(mean)), max=1.0)
     return share
+
+
+def _unevenness(s: Array, share: Array) -> Array:
+    """The strongest direction over the weakest, each of which is divided by its strength. [*b]"""
+    xp = namespace(s)
+    first = s[..., :1]
+    strengths = xp.where(s > NULL * first, s / xp.where(share > 0, share, xp.ones_like(s)), first)
+    return spread(s[..., 0], xp.min(strengths, axis=-1))

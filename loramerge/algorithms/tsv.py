@@ -5,11 +5,11 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta
 
 from loramerge.adapter import Array, Updates
-from loramerge.algorithms._thin import Triples, polar, thin
+from loramerge.algorithms._thin import Triples, condition, cosines, polar, thin
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options
-from loramerge.registry import Score, merger
+from loramerge.registry import Score, always, merger
 
 Smoothing: TypeAlias = Literal["none", "average", "linear"]
 
@@ -20,8 +20,6 @@ FAINT = 1e-5
 STEEPEST = 5.0
 # Thirds of a place add up to a whole one within this.
 HAIR = 1e-6
-# Smallest eigenvalue of a Gram matrix of unit vectors that is not rounding.
-ROUNDING = 2.0**-52
 
 
 class TsvOptions(Options, frozen=True):
@@ -50,7 +48,7 @@ def is_flat(options: TsvOptions) -> bool:
     place="thin",
     cost="one-shot",
     flat=is_flat,
-    orthogonal=True,
+    orthogonal=always,
     score=Score(0.604, "tsv --rank 16 --scale paper"),
 )
 def tsv(updates: Updates, options: TsvOptions) -> Spectrum:
@@ -85,7 +83,7 @@ def tsv(updates: Updates, options: TsvOptions) -> Spectrum:
     share = _share(found, min(first.B.shape[-2], first.A.shape[-1]))
     s = _smoothed(found, share, options.smooth)
     U, V = (polar(X * share[..., None, :]) for X in (found.U, found.V))
-    return space.lifted((U * s[..., None, :]) @ V.mT, _condition(found, share))
+    return space.lifted((U * s[..., None, :]) @ V.mT, condition(found.U, found.V, share))
 
 
 def _share(found: Triples, room: int) -> Array:
@@ -98,18 +96,12 @@ def _share(found: Triples, room: int) -> Array:
     faint = xp.where(largest > 0, FAINT * largest, xp.ones_like(largest))
     share: Array = xp.clip(found.s / faint, max=1.0)
     if found.s.shape[-1] > room:
-        copies = xp.round(xp.sum(_cosines(found) ** 2, axis=-1))
+        copies = xp.round(xp.sum(cosines(found.U, found.V) ** 2, axis=-1))
         order = xp.argsort(-found.s, axis=-1, stable=True)
         taken = 1 / xp.clip(xp.take_along_axis(copies, order, axis=-1), min=1.0)
         fits = xp.cumulative_sum(taken, axis=-1) <= room + HAIR
         share = share * like(xp.take_along_axis(fits, xp.argsort(order, axis=-1), axis=-1), share)
     return share
-
-
-def _cosines(found: Triples) -> Array:
-    """Inner products of all terms u_i v_i^T. [*b, K, K]"""
-    cosines: Array = (found.U.mT @ found.U) * (found.V.mT @ found.V)
-    return cosines
 
 
 def _smoothed(found: Triples, share: Array, how: Smoothing) -> Array:
@@ -139,15 +131,3 @@ def _spread(s: Array, share: Array, ramp: bool) -> Array:
     total = xp.sum(form, axis=-1, keepdims=True)
     spread: Array = form * xp.sum(s, axis=-1, keepdims=True) / xp.where(total > 0, total, one)
     return spread
-
-
-def _condition(found: Triples, share: Array) -> Array:
-    """Largest over smallest eigenvalue of the Gram matrix of the terms that take part. [*b]"""
-    xp = namespace(share)
-    # Where a term is missing, one at right angles to all others stands in its place.
-    missing = (1 - share**2)[..., None, :] * xp.eye(
-        share.shape[-1], dtype=share.dtype, device=share.device
-    )
-    values = xp.linalg.eigvalsh(_cosines(found) * share[..., None, :] * share[..., None] + missing)
-    condition: Array = values[..., -1] / xp.clip(values[..., 0], min=ROUNDING)
-    return condition

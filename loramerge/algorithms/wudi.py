@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from loramerge.adapter import Array, Updates
-from loramerge.algorithms._thin import thin
+from loramerge.algorithms._thin import spread, thin
 from loramerge.linalg.kernels import namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Factor, Options
@@ -63,4 +63,4 @@ def wudi(updates: Updates, options: WudiOptions) -> Spectrum:
     damped = xp.clip(values, min=0.0) + options.ridge * values[..., -1:]
     inverse: Array = 1 / xp.where(damped > 0, damped, xp.ones_like(damped))
     solved = sum(crossed[1:], start=crossed[0]) @ (E * inverse[..., None, :]) @ E.mT
-    return space.lifted(solved, damped[..., -1] * inverse[..., 0])
+    return space.lifted(solved, spread(damped[..., -1], damped[..., 0]))

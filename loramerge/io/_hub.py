@@ -31,7 +31,6 @@ from loramerge.io._header import MAX_HEADER
 from loramerge.io._hub_client import client, headers, patiently
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
-from loramerge.io._pickle import open_pickle
 from loramerge.io._reference import HubReference
 from loramerge.io._source import OnDisk, Source, open_source, source_of
 from loramerge.origin import Origin
@@ -87,6 +86,8 @@ class Repository(Struct, frozen=True):
         """The header of a weights file, from the cache or from afar; a pickle is downloaded."""
         here = self.cached(path)
         if path.endswith(PICKLES):
+            from loramerge.io._pickle import open_pickle  # with what opens zips
+
             return open_pickle(here or self.download(path, silent))
         if here is not None:
             return open_source(here)

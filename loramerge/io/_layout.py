@@ -132,13 +132,13 @@ class Layout(Struct, frozen=True):
 
     `explains` says whether a key may be this layout's; a file is of the layout that explains all of
     its keys. Where a layout has keys that no other has (`marks`), it needs one of them, and one is
-    enough to tell it. `directory` tells whether it
-    is normally a directory (PEFT) or a single file, `writes` names the layout its results are
-    written in where it has no `write` of its own. `naming` is the vocabulary of the module names
-    that `write` takes (empty: any); `one_rank` says that it has room for only one rank, `unscaled`
-    that readers apply every module of a result with scale 1; `scale` is what a converted file can
-    say: an alpha for each module (`alphas`), one alpha for all, one multiplier, or nothing;
-    `weights` is the usual name of the file in a directory.
+    enough to tell it. Where every key is of its plainest form (`owns`), no other can be meant.
+    `directory` tells whether it is normally a directory (PEFT) or a single file, `writes` names the
+    layout its results are written in where it has no `write` of its own. `naming` is the vocabulary
+    of the module names that `write` takes (empty: any); `one_rank` says that it has room for only
+    one rank, `unscaled` that readers apply every module of a result with scale 1; `scale` is what a
+    converted file can say: an alpha for each module (`alphas`), one alpha for all, one multiplier,
+    or nothing; `weights` is the usual name of the file in a directory.
     """
 
     name: str
@@ -148,6 +148,7 @@ class Layout(Struct, frozen=True):
     read: Callable[[Given], Adapter]
     write: Callable[[Draft], Written] = unwritten
     marks: Callable[[str], bool] = never
+    owns: Callable[[str], bool] = never
     writes: str = ""
     naming: str = "model"
     one_rank: bool = False

@@ -21,6 +21,9 @@ from loramerge.registry import layout_names, load
 
 __all__ = ["is_unread", "layout", "layouts", "on_hub", "open_adapter", "written_as"]
 
+# What most adapters are, so that the other layouts need not be loaded.
+USUAL = "peft"
+
 
 def layouts() -> list[Layout]:
     """Every layout, by name."""
@@ -165,6 +168,8 @@ def _named(name: str, source: Source, reference: str) -> Layout:
 def _detect(source: Source, reference: str, config: Mapping[str, Any] | None) -> Layout:
     """The one layout that explains every key; `config` is the file's own."""
     keys = samples(source.tensors)
+    if all(map((usual := layout(USUAL)).owns, keys)):
+        return usual
     for found in layouts():
         if any(found.marks(key) for key in keys):
             return _explained(found, source, reference)

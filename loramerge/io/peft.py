@@ -47,6 +47,12 @@ def explains(key: str) -> bool:
     return saved_beside(key) or GRAMMAR.parse(key) is not None or bool(signs(key))
 
 
+def owns(key: str) -> bool:
+    """Factors of a layer as PEFT saves them."""
+    found = GRAMMAR.parse(key) if key.startswith(PREFIX) else None
+    return found is not None and found[1] in ("A", "B")
+
+
 def read(given: Given) -> Adapter:
     """Describe a PEFT file. Raises AdapterError for one that no plain LoRA explains."""
     source, where = given.source, given.reference
@@ -212,6 +218,7 @@ LAYOUT = Layout(
     summary="Hugging Face PEFT: adapter_config.json and adapter_model.safetensors, or a bare file.",
     directory=True,
     explains=explains,
+    owns=owns,
     read=read,
     write=write,
     scale="alpha",

@@ -38,21 +38,31 @@ def inner(X: Array, Y: Array) -> Array:
 def ranks(x: Array) -> Array:
     """The place of each number >= 0 in its row."""
     columns = x.shape[-1]
-    place = np.arange(columns, dtype=np.int32)
-    if x.dtype == np.float32:  # bits are in the order of the numbers; the column comes after them
-        order = x.view(np.int32).astype(np.int64)
-        order <<= 32
-        order |= place
-        order.sort(axis=-1)
-        order &= 0xFFFFFFFF
-    else:
-        order = np.argsort(x, axis=-1, stable=True)
-    rows = x.size // columns
-    order = order.reshape(rows, columns)
-    order += columns * np.arange(rows)[:, None]
+    order = _order(x.reshape(-1, columns))
     found = np.empty(x.size, np.int32)
-    found[order] = place
+    found[order] = np.arange(columns, dtype=np.int32)
     return found.reshape(x.shape)
+
+
+def _order(x: Array) -> Array:
+    """The flat places of each row [rows, n] by rising number >= 0, of equal ones the first first.
+
+    Bits of a float32 are in the order of the numbers, and NumPy sorts 16 bits by counting: by the
+    lower half, then by the upper one, takes half the time of comparing.
+    """
+    rows, columns = x.shape
+    start = columns * np.arange(rows)[:, None]
+    if x.dtype == np.float32:
+        whole = x.view(np.uint32)
+        low, high = whole.astype(np.uint16), (whole >> 16).astype(np.uint16)
+        order = np.argsort(low, axis=-1, stable=True)
+        order += start
+        again = np.argsort(high.reshape(-1).take(order), axis=-1, stable=True)
+        again += start
+        found: Array = order.reshape(-1).take(again)
+    else:
+        found = np.argsort(x, axis=-1, stable=True) + start
+    return found
 
 
 def tally(x: Array, bins: int) -> Array:
