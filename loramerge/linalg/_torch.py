@@ -1,6 +1,6 @@
 """The kernels on torch tensors, whole batches at a time: CUDA, MPS, and the CPU for tests."""
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from loramerge._lazy import np, torch
 
@@ -43,3 +43,8 @@ def ranks(x: Tensor) -> Tensor:
 def tally(x: Tensor, bins: int) -> Tensor:
     """How often each whole number occurs."""
     return torch.bincount(x, minlength=bins)
+
+
+def word() -> Literal["int64"]:
+    """Unsigned words of 32 bits have neither shifts nor sums on the CPU."""
+    return "int64"

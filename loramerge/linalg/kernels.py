@@ -6,7 +6,7 @@ a kernel, written once in `_numpy.py` and once in `_torch.py`. NumPy computes on
 imports torch; torch computes on CUDA and MPS. Leading dimensions *b are batches everywhere.
 """
 
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from loramerge._lazy import array_api_torch
 from loramerge.adapter import Array
@@ -37,6 +37,9 @@ class Kernels(Protocol):
 
     def tally(self, x: Array, bins: int) -> Array:
         """How often each of 0 .. bins - 1 occurs in whole numbers x [n]. int64 [bins]"""
+
+    def word(self) -> Literal["uint32", "int64"]:
+        """The name of the narrowest dtype that can shift, add and multiply 32-bit words."""
 
 
 def kernels(x: Array) -> Kernels:

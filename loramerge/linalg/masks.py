@@ -6,14 +6,15 @@ The same bits on any device, in any batch, tile or order: a hash of counters ins
 from collections.abc import Sequence
 
 from loramerge.adapter import Array
+from loramerge.linalg.kernels import kernels, namespace
 from loramerge.linalg.kernels import like as as_dtype
-from loramerge.linalg.kernels import namespace
 
 __all__ = ["uniform"]
 
 WORD = 0xFFFFFFFF
 # A 32-bit mixer of the "lowbias32" kind (Wellons, hash-prospector) whose multipliers stay below
 # 2^31: products with 32-bit words fit in int64, the only wide integer torch can shift everywhere.
+# Where there are words of 32 bits they wrap around, to the same bits in half the time.
 FIRST, SECOND = 0x21F0AAAD, 0x735A2D97
 # Where rows, columns and the second word of a row start counting: the odd parts of pi, e and phi.
 ROWS, COLUMNS, AGAIN = 0x243F6A89, 0x2B7E1517, 0x1E3779B9
@@ -31,10 +32,11 @@ def uniform(
     """
     xp = namespace(like)
     batch = like.shape[:-2]
-    key = xp.reshape(xp.asarray(list(keys), dtype=xp.int64, device=like.device), (*batch, 1, 1))
+    word = getattr(xp, kernels(like).word())
+    key = xp.reshape(xp.asarray(list(keys), dtype=word, device=like.device), (*batch, 1, 1))
     (top, left), (rows, columns) = origin, shape
-    row = xp.arange(top, top + rows, dtype=xp.int64, device=like.device)[:, None]
-    column = xp.arange(left, left + columns, dtype=xp.int64, device=like.device)
+    row = xp.arange(top, top + rows, dtype=word, device=like.device)[:, None]
+    column = xp.arange(left, left + columns, dtype=word, device=like.device)
     first = _mixed(_mixed((row + ROWS) & WORD) ^ _mixed((key + AGAIN) & WORD))
     second = _mixed((first + AGAIN) & WORD) ^ key
     # Two words a row: rows that share the first by chance (they do, 2^16 rows in) differ all the
@@ -45,7 +47,7 @@ def uniform(
 
 
 def _mixed(x: Array, between: Array | int = 0) -> Array:
-    """A bijection of 32-bit words, held in int64, under which neighbours look unrelated.
+    """A bijection of 32-bit words, under which neighbours look unrelated.
 
     `x` is overwritten; `between` is added between the rounds.
     """
