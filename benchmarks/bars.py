@@ -45,6 +45,12 @@ class Part:
     tasks: tuple[str, ...]
 
 
+RUNS = tuple(Part((f"{EARLIER}/{task}", f"{RUN}/{task}"), (task,)) for task in SINGLES)
+# What copies of an adapter that answers .99 and more must still do when they are merged, and two
+# checkpoints of one run that answer so each.
+BACK, NEAR = Bar(0.99), Bar(0.98)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table: the mean over its parts and over seeds 0, 1, ...
@@ -119,10 +125,9 @@ def alike(method: str, bar: Bar | None = None, *, scale: str, **values: object) 
     """Copies of one adapter, which must come back, and two checkpoints of one run, at rank 16."""
     values = {**values, "rank": 16, "scale": scale}
     copies = tuple(Part((f"{HARD}/{task}",) * COPIES, (task,)) for task in SINGLES)
-    run = tuple(Part((f"{EARLIER}/{task}", f"{RUN}/{task}"), (task,)) for task in SINGLES)
     return [
         Row("copies", copies, method, values, bar=bar),
-        Row("run", run, method, values),
+        Row("run", RUNS, method, values, bar=bar and NEAR),
     ]
 
 
@@ -149,8 +154,6 @@ def single(directory: str) -> tuple[Part, ...]:
 
 JOINT = (Part(("compress/joint8_r32",), SUITES["hard"]),)
 
-# What copies of an adapter that answers .99 and more must still do when they are merged.
-BACK = Bar(0.99)
 
 ROWS: list[Row] = [
     *references(),
@@ -274,6 +277,7 @@ ROWS: list[Row] = [
     ),
     *alike("arithmetic", BACK, scale=PAPER, calibrate="svc"),
     *alike("wudi", scale=PAPER),
+    Row("run", RUNS, "slerp", {"rank": 16, "scale": PAPER}, bar=NEAR),
     *(
         Row(
             "run",

@@ -13,6 +13,7 @@ from loramerge.adapter import Adapter, Array, LowRank, Module, TensorSource
 from loramerge.derive import check_base, stored_turned, weight_of
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._checkpoint import Checkpoint
+from loramerge.linalg.kernels import kernels
 
 __all__ = ["rebased", "recomputed"]
 
@@ -80,7 +81,7 @@ def recomputed(adapter: Adapter, base: Checkpoint) -> Adapter:
 
 def _principal(W: Array, module: Module) -> LowRank:
     """The largest terms of the SVD, divided by the scaling."""
-    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    U, S, Vh = kernels(W).svd(W)
     r = module.rank
     if r < len(S) and S[r - 1] - S[r] <= GAP * S[0]:
         raise IncompatibleError(

@@ -78,3 +78,28 @@ def test_ranks_are_the_places_in_a_stable_order(
     assert found.dtype == np.int32
     for row, places in zip(x.reshape(-1, 50), found.reshape(-1, 50), strict=True):
         assert np.array_equal(np.argsort(row, kind="stable"), np.argsort(places))
+
+
+def test_where_an_svd_does_not_converge_that_of_the_transpose_stands_in(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X = rng.standard_normal((3, 6, 4))
+    plain = np.linalg.svd
+
+    def refusing(x: np.ndarray, full_matrices: bool) -> object:
+        if any(np.array_equal(item, X[1]) for item in x.reshape(-1, *x.shape[-2:])):
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return plain(x, full_matrices=full_matrices)
+
+    monkeypatch.setattr(np.linalg, "svd", refusing)
+    found = _numpy.svd(X)
+    for item in (0, 2):
+        for part, alone in zip(found, plain(X[item], full_matrices=False), strict=True):
+            assert np.array_equal(part[item], alone)
+    U, s, Vh = (part[1] for part in found)
+    # Rounding of float64.
+    assert np.allclose(s, plain(X[1], compute_uv=False), atol=1e-14)
+    assert np.allclose((U * s) @ Vh, X[1], atol=1e-14)
+    assert U.shape == (6, 4)
+    with pytest.raises(np.linalg.LinAlgError):
+        _numpy.svd(np.full((2, 2), np.nan))

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.factors import concat
-from loramerge.linalg.kernels import namespace
+from loramerge.linalg.kernels import kernels, namespace
 from loramerge.linalg.spectrum import Basis, Spectrum, basis, decompose
 
 __all__ = ["Thin", "Triples", "condition", "cosines", "polar", "spread", "thin"]
@@ -61,7 +61,7 @@ class Thin(Struct, frozen=True):
 
     def lifted(self, M: Array, condition: Array | None = None) -> Spectrum:
         """The update Q M P^T of a matrix M [*b, p, q]."""
-        U, s, Vh = namespace(M).linalg.svd(M, full_matrices=False)
+        U, s, Vh = kernels(M).svd(M)
         left, right = self.left, self.right
         return Spectrum(
             left.columns, left.mix @ U, s, Vh @ right.mix.mT, right.columns.mT, condition=condition

@@ -6,7 +6,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.linalg.factors import concat, inner_products, scale
+from loramerge.linalg.factors import concat, doubled, inner_products, scale
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
@@ -95,18 +95,13 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     Modules are known as readers of one input by their names; where names say nothing each stands
     alone, which costs .05.
     """
-    updates = replace(updates, factors=tuple(map(_double, updates.factors)))
+    updates = replace(updates, factors=tuple(map(doubled, updates.factors)))
     agreement = _agreement(updates)
     inputs = [_inputs(updates, t) for t in range(len(updates.factors))]
     parts, condition = _regressed(updates, inputs, options.ridge)
     found = decompose(_blended(updates, parts, agreement))
     lengthened = _lengthened(found, updates, agreement, options.flatten)
     return replace(lengthened, condition=condition)
-
-
-def _double(update: LowRank) -> LowRank:
-    """Both factors in float64, once for all that is asked of them."""
-    return LowRank(A=double(update.A), B=double(update.B))
 
 
 def _agreement(updates: Updates) -> Agreement:

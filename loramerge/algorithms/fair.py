@@ -5,8 +5,8 @@ from msgspec.structs import replace
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms._gauges import in_gauge
 from loramerge.algorithms._thin import spread
-from loramerge.linalg.factors import pad
-from loramerge.linalg.kernels import double, gram, like, namespace
+from loramerge.linalg.factors import doubled, pad
+from loramerge.linalg.kernels import gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
 from loramerge.registry import Score, merger
@@ -44,7 +44,7 @@ def fair(updates: Updates, options: FairOptions) -> Spectrum:
     What to expect. Little: eight adapters in one of rank 16 score .18 exact match, the sum .53.
     """
     terms = [
-        _double(in_gauge(factor, scaling, "svd"))
+        doubled(in_gauge(factor, scaling, "svd"))
         for factor, scaling in zip(updates.factors, updates.scalings, strict=True)
     ]
     rank = max(term.rank for term in terms)
@@ -60,8 +60,3 @@ def fair(updates: Updates, options: FairOptions) -> Spectrum:
     B = sum(crossed[1:], start=crossed[0]) @ (E * inverse[..., None, :]) @ E.mT
     least = xp.min(xp.where(live, values, values[..., -1:]), axis=-1)
     return replace(decompose(LowRank(A=A, B=B)), condition=spread(values[..., -1], least))
-
-
-def _double(update: LowRank) -> LowRank:
-    """Both factors in float64."""
-    return LowRank(A=double(update.A), B=double(update.B))

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from loramerge.adapter import Array, Updates
 from loramerge.algorithms._thin import condition, polar, spread, thin
-from loramerge.linalg.kernels import like, namespace
+from loramerge.linalg.kernels import kernels, like, namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options, Share
 from loramerge.registry import always, merger
@@ -74,7 +74,7 @@ def iso(updates: Updates, options: IsoOptions) -> Spectrum:
     matrices = space.matrices()
     total = sum(matrices[1:], start=matrices[0])
     xp = namespace(total)
-    U, s, Vh = xp.linalg.svd(total, full_matrices=False)
+    U, s, Vh = kernels(total).svd(total)
     if options.directions == "task":
         U, s, Vh = _with_tasks(U, s, Vh, matrices, options.common, updates.count)
     share = _share(s, FAINT if options.directions == "common" else NULL)
@@ -102,7 +102,7 @@ def _with_tasks(
     most = int((1 - common) * s.shape[-1] / count) + 1
     spanned = U * first[..., None, :]
     for M in matrices:
-        P, d, Qh = xp.linalg.svd(M - spanned @ (spanned.mT @ M), full_matrices=False)
+        P, d, Qh = kernels(M).svd(M - spanned @ (spanned.mT @ M))
         d = d[..., :most] * like(place[:most] < each, s)
         found.append((P[..., :most], d, Qh[..., :most, :]))
     return (

@@ -7,8 +7,8 @@ from msgspec import Meta
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._gauges import in_gauge
-from loramerge.linalg.factors import pad
-from loramerge.linalg.kernels import double, like, namespace
+from loramerge.linalg.factors import doubled, pad
+from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.select import largest
 from loramerge.options import Options, Share
 from loramerge.registry import Score, merger
@@ -55,7 +55,7 @@ def robust(updates: Updates, options: RobustOptions) -> LowRank:
         updates.factors, updates.weights, updates.scalings, strict=True
     ):
         # In float64, as a threshold turns the rounding of singular vectors into whole entries.
-        term = in_gauge(LowRank(double(factor.A), double(factor.B)), scaling, "svd")
+        term = in_gauge(doubled(factor), scaling, "svd")
         root = abs(weight) ** 0.5
         A = term.A * root
         B = term.B * (root if weight >= 0 else -root)

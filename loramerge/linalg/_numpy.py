@@ -74,6 +74,19 @@ def _order(x: Array) -> Array:
     return found
 
 
+def svd(X: Array) -> tuple[Array, Array, Array]:
+    """The thin SVD. LAPACK's may not converge where that of the transpose does: then it is that."""
+    try:
+        U, s, Vh = np.linalg.svd(X, full_matrices=False)
+    except np.linalg.LinAlgError:
+        if X.ndim > 2:
+            U, s, Vh = (np.stack(part) for part in zip(*map(svd, X), strict=True))
+        else:
+            V, s, Uh = np.linalg.svd(X.T, full_matrices=False)
+            U, Vh = Uh.T, V.T
+    return U, s, Vh
+
+
 def tally(x: Array, bins: int) -> Array:
     """How often each whole number occurs."""
     return np.bincount(x, minlength=bins)

@@ -40,6 +40,12 @@ def ranks(x: Tensor) -> Tensor:
     return torch.empty_like(order, dtype=torch.int32).scatter_(-1, order, place)
 
 
+def svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The thin SVD."""
+    U, s, Vh = torch.linalg.svd(X, full_matrices=False)
+    return U, s, Vh
+
+
 def tally(x: Tensor, bins: int) -> Tensor:
     """How often each whole number occurs."""
     return torch.bincount(x, minlength=bins)

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.factors import norm, scale
-from loramerge.linalg.kernels import double, like, namespace
+from loramerge.linalg.kernels import double, kernels, like, namespace
 from loramerge.linalg.spectrum import Spectrum, basis, decompose, lift
 
 __all__ = ["PAPERS", "CalibrationName", "calibrated", "prepared"]
@@ -36,7 +36,7 @@ def prepared(name: CalibrationName | None, updates: Updates) -> Updates:
         for one, weight in zip(spectra, updates.weights, strict=True)
     ]
     whole = basis(xp.concat(sides, axis=-1))
-    u, s, _ = xp.linalg.svd(whole.coefficients, full_matrices=False)
+    u, s, _ = kernels(whole.coefficients).svd(whole.coefficients)
     total = xp.sum(s**2, axis=-1, keepdims=True)
     share = s**2 / xp.where(total > 0, total, xp.ones_like(total))
     less = 1 / (1 + (len(sides) - 1) * share) - 1

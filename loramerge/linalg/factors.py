@@ -13,6 +13,7 @@ __all__ = [
     "Grams",
     "compare",
     "concat",
+    "doubled",
     "grams",
     "inner_products",
     "norm",
@@ -48,6 +49,11 @@ class Grams(Struct, frozen=True):
 def grams(update: LowRank) -> Grams:
     """The Gram matrices of an update, multiplied in its own precision."""
     return Grams(B=gram(update.B), A=gram(update.A.mT))
+
+
+def doubled(update: LowRank) -> LowRank:
+    """The same factors in float64."""
+    return LowRank(A=double(update.A), B=double(update.B))
 
 
 def scale(update: LowRank, factor: float | Array) -> LowRank:

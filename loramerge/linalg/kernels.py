@@ -35,6 +35,9 @@ class Kernels(Protocol):
         Of equal ones the first is first.
         """
 
+    def svd(self, X: Array) -> tuple[Array, Array, Array]:
+        """The thin SVD U, s, Vh of X [*b, m, n]."""
+
     def tally(self, x: Array, bins: int) -> Array:
         """How often each of 0 .. bins - 1 occurs in whole numbers x [n]. int64 [bins]"""
 

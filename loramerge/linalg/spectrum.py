@@ -82,7 +82,7 @@ def decompose(update: LowRank, known: Grams | None = None) -> Spectrum:
     into = basis(update.A.mT, known.A if known else None)
     core = out.coefficients @ into.coefficients.mT
     xp = namespace(core)
-    U, s, Vh = xp.linalg.svd(core, full_matrices=False)
+    U, s, Vh = kernels(core).svd(core)
     terms = xp.sum(_norms(out.coefficients) * _norms(into.coefficients), axis=-1)
     s = xp.where(s > CANCELLED * terms[..., None], s, xp.zeros_like(s))
     return Spectrum(out.columns, out.mix @ U, s, Vh @ into.mix.mT, into.columns.mT)
@@ -216,5 +216,5 @@ def randomized(update: LowRank, rank: int, oversample: int, power: int, seed: in
     for _ in range(power):
         Q = xp.linalg.qr(A.mT @ (B.mT @ Q))[0]
         Q = xp.linalg.qr(B @ (A @ Q))[0]
-    U, s, Vh = xp.linalg.svd((Q.mT @ B) @ A, full_matrices=False)
+    U, s, Vh = kernels(A).svd((Q.mT @ B) @ A)
     return Spectrum(Q, U, s, xp.eye(s.shape[-1], dtype=Vh.dtype, device=Vh.device), Vh)
