@@ -18,8 +18,8 @@ class EmaOptions(Options, frozen=True):
         Meta(
             ge=0,
             le=1,
-            description="Weight of a checkpoint against the next one: 1 is the plain mean, 0 the "
-            "last checkpoint alone. 0.8 is ours.",
+            description="Weight of a checkpoint against the next one, the paper's 1 - alpha: 1 is "
+            "the plain mean, 0 the last checkpoint alone. 0.8 is the better of the paper's two.",
         ),
     ] = 0.8
 
@@ -38,12 +38,15 @@ def ema(updates: Updates, options: EmaOptions) -> LowRank:
     latest. The result is an exact weighted sum, of rank sum_t r_t before it is cut: checkpoints of
     one run have much in common, so that a cut to their rank loses little.
 
-    Where it differs. The paper's EMA is M_t = alpha dW_t + (1 - alpha) M_(t-1), --decay being its
-    1 - alpha. A recursion that starts at the first checkpoint leaves it the share decay^(T - 1):
-    half of everything, for 4 checkpoints at .8. Ours starts at nothing and is divided by what is
-    missing to 1, as Adam's moments are, so that decay 1 is the plain mean. In the paper that plain
-    mean did best in the end, as late checkpoints lie close together. Averaging factors A and B, as
-    trainers do, adds cross terms; we average dW.
+    Where it differs. The paper has two forms: M_t = alpha dW_t + (1 - alpha) M_(t-1) from the first
+    checkpoint on (its equation 4), which leaves that one the share (1 - alpha)^(T - 1), half of
+    everything for 4 checkpoints at .8; and shares of alpha (1 - alpha)^(T - t) (its section 4.2),
+    whose sum is short of 1. Ours are the second, divided by their sum, so that decay 1 is the plain
+    mean. Averaging factors A and B, as trainers do, adds cross terms; we average dW.
+
+    What to expect. In the paper alpha .2 did better than .1 early in a run; late in it EMA, linear
+    weights and the plain mean are all within .3 points of each other. Here, too: two checkpoints
+    that answer .993 and .999 give .997 by this, by the plain sum and by every spectral rule.
     """
     falling = [options.decay ** (updates.count - 1 - place) for place in range(updates.count)]
     pairs = zip(updates.positions, updates.weights, strict=True)
