@@ -246,6 +246,7 @@ ROWS: list[Row] = [
     Row("joint", JOINT, "squeeze", {"rank": 8}),
     Row("joint", JOINT, "squeeze", {"rank": 4}, bar=Bar(0.94)),
     Row("joint", JOINT, "squeeze", {"rank": 4, "allocate": "relative"}),
+    Row("joint", JOINT, "prune", {"keep": 4}, bar=Bar(0.94)),
     Row("joint", JOINT, "squeeze", {"rank": 2}),
     *others("arithmetic", scale=AUTO),
     *others("arithmetic", scale=AUTO, calibrate="pico"),

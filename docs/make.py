@@ -48,6 +48,7 @@ def method_page(method: Method) -> str:
     lines += [f"Paper: {_link(method.paper)}", "", "```sh", method.example, "```"]
     for preset in method.presets:
         lines += ["", f"`{preset.name}` is `{same_as(method, preset)}`: {preset.summary}"]
+        lines += [f"{preset.paper[0].upper()}{preset.paper[1:]}; {preset.traits}."]
     if method.sweep is not None:
         lines += ["", "What each of many values would keep and cost, without writing any:"]
         lines += ["", "```sh", method.sweep.example, "```"]
@@ -70,7 +71,7 @@ def _traits(method: Method) -> list[str]:
     traits = f"{method.traits[0].upper()}{method.traits[1:]}."
     if method.score is None:
         return [traits]
-    return [traits, "", f"Exact match, eight adapters in one: `{method.score.command}`"]
+    return [traits, "", f"Exact match, {method.score.judged}: `{method.score.command}`"]
 
 
 def _row(option: Option) -> str:

@@ -13,7 +13,7 @@ from loramerge.errors import UsageError
 from loramerge.linalg.scales import ScaleName
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.options import Options, did_you_mean
-from loramerge.traits import COSTS, PLACES, Cost, Place, Score
+from loramerge.traits import Cost, Place, Preset, Score, traits
 
 __all__ = [
     "Census",
@@ -103,7 +103,7 @@ class Method(Struct, frozen=True):
     paper: str
     example: str
     scale: ScaleName
-    presets: tuple["Preset", ...] = ()
+    presets: tuple[Preset, ...] = ()
     rank_option: str | None = None
     paper_scale: Callable[[Updates, Any], float] | None = None
     exact: Callable[[Any], bool] = never
@@ -141,16 +141,7 @@ class Method(Struct, frozen=True):
     @property
     def traits(self) -> str:
         """What it needs, where it works, what it costs and how it scored, in one line."""
-        scored = f"; scored {self.score.exact_match:.3f}" if self.score else ""
-        return f"needs {self.needs}; {PLACES[self.place]}; {COSTS[self.cost]}{scored}"
-
-
-class Preset(Struct, frozen=True):
-    """A name people search for: a method with some of its values set. Data, not code."""
-
-    name: str
-    values: Mapping[str, object]
-    summary: str
+        return traits(self.needs, self.place, self.cost, self.score)
 
 
 _registered: dict[str, Method] = {}

@@ -10,7 +10,10 @@ from loramerge.registry import methods
 from tests.typed import ROOT, typed
 
 each_method = pytest.mark.parametrize("name", methods())
-each_scored = pytest.mark.parametrize("name", [m.name for m in methods().values() if m.score])
+SCORED = {
+    one.name: one for m in methods().values() for one in (m, *m.presets) if one.score is not None
+}
+each_scored = pytest.mark.parametrize("name", SCORED)
 
 
 @pytest.fixture
@@ -21,21 +24,36 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @each_scored
 def test_a_score_is_that_of_a_row_of_the_quality_table(name: str, bars: ModuleType) -> None:
-    score = methods()[name].score
-    assert [row for row in bars.ROWS if row.suite == "hard" and row.name == score.row]
+    score = SCORED[name].score
+    assert score is not None
+    rows = [row for row in bars.ROWS if (row.suite, row.name) == (score.suite, score.row)]
+    assert len(rows) == 1
+    assert score.judged
     assert 0 < score.exact_match < 1
-    assert score.command == f'python benchmarks/quality.py --only "{score.row}"'
+    assert score.command == f'python benchmarks/quality.py --only "{score.suite} {score.row}"'
+
+
+def test_every_method_that_is_no_surgery_has_a_score() -> None:
+    without = {method.name for method in methods().values() if method.score is None}
+    assert without == {method.name for method in methods().values() if method.surgery}
 
 
 @each_method
 def test_terminal_json_and_page_say_the_same(name: str) -> None:
-    method, score = methods()[name], methods()[name].score
+    method = methods()[name]
     shown = " ".join(typed("methods").out.split())
-    assert method.traits in shown
     (row,) = (r for r in json.loads(typed("methods", "--json").out)["methods"] if r["name"] == name)
-    assert (row["needs"], row["place"], row["cost"]) == (method.needs, method.place, method.cost)
-    assert row["exact_match"] == (score.exact_match if score else None)
-    assert row["measured_by"] == (score.command if score else None)
     page = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
+    assert row["needs"] == method.needs
     assert f"{method.traits[0].upper()}{method.traits[1:]}." in page
-    assert score is None or (f"scored {score.exact_match:.3f}" in page and score.command in page)
+    assert [preset["name"] for preset in row["presets"]] == [one.name for one in method.presets]
+    for said, one in zip([row, *row["presets"]], [method, *method.presets], strict=True):
+        score = one.score
+        assert one.traits in shown
+        assert one.paper in shown
+        assert (said["paper"], said["place"], said["cost"]) == (one.paper, one.place, one.cost)
+        assert said["exact_match"] == (score.exact_match if score else None)
+        assert said["of"] == (score.judged if score else None)
+        assert said["measured_by"] == (score.command if score else None)
+        assert score is None or f"scored {score.exact_match:.3f}, {score.judged}" in page
+    assert method.score is None or method.score.command in page

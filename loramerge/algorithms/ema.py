@@ -7,7 +7,7 @@ from msgspec import Meta
 from loramerge.adapter import LowRank, Updates
 from loramerge.linalg.factors import concat
 from loramerge.options import Options
-from loramerge.registry import merger
+from loramerge.registry import Score, merger
 
 
 class EmaOptions(Options, frozen=True):
@@ -30,6 +30,7 @@ class EmaOptions(Options, frozen=True):
     options=EmaOptions,
     example="loramerge ema a b --decay 0.9",
     scale="paper",
+    score=Score(0.997, "ema --rank 16 --scale paper", "run"),
 )
 def ema(updates: Updates, options: EmaOptions) -> LowRank:
     """Average checkpoints of one run, the latest most, in the order given (EMA).

@@ -10,7 +10,7 @@ from loramerge.adapter import Array, LowRank, Module, Updates
 from loramerge.algorithms._gauges import in_gauge
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.options import Count, Options
-from loramerge.registry import Sweep, compressor
+from loramerge.registry import Score, Sweep, compressor
 
 
 class PruneOptions(Options, frozen=True):
@@ -72,6 +72,7 @@ def remarks(options: PruneOptions, modules: Sequence[Module]) -> list[str]:
     paper="arXiv:2311.11696",
     options=PruneOptions,
     example="loramerge prune my-adapter --threshold 0.1",
+    score=Score(0.956, "prune --keep 4", "joint"),
     chooses_rank=True,
     remarks=remarks,
     sweep=Sweep("threshold", each_threshold, "loramerge prune my-adapter --sweep 0,0.02,0.05,0.1"),

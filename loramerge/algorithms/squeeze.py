@@ -10,7 +10,7 @@ from loramerge.linalg.dense import SMALL, compress
 from loramerge.linalg.factors import concat
 from loramerge.linalg.spectrum import Spectrum, randomized
 from loramerge.options import Options
-from loramerge.registry import compressor
+from loramerge.registry import Score, compressor
 
 Schedule: TypeAlias = Annotated[str, Meta(pattern=r"^[1-9]\d*(,[1-9]\d*)*$")]
 
@@ -74,6 +74,7 @@ class SqueezeOptions(Options, frozen=True):
     paper="arXiv:2602.10993",
     options=SqueezeOptions,
     example="loramerge squeeze my-adapter --rank 8",
+    score=Score(0.956, "squeeze --rank 4", "joint"),
 )
 def squeeze(updates: Updates, options: SqueezeOptions) -> LowRank | Spectrum:
     """Recompress an adapter to the best approximation of a smaller rank.

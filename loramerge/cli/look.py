@@ -1,6 +1,6 @@
 """Commands that only look: what there is, and what is installed."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from loramerge.cli.flags import JSON
 from loramerge.cli.inspect import INSPECT
 from loramerge.cli.similar import SIMILAR
 from loramerge.cli.terminal import Row, print_rows
+
+if TYPE_CHECKING:
+    from loramerge.registry import Method, Preset
 
 __all__ = ["COMMANDS"]
 
@@ -29,17 +32,13 @@ def methods(json: bool) -> None:
     if json:
         rows = [
             {
-                "name": method.name,
+                **_said_of(method),
                 "takes": method.takes,
-                "summary": method.summary,
-                "paper": method.paper,
                 "example": method.example,
                 "needs": method.needs,
-                "place": method.place,
-                "cost": method.cost,
-                "exact_match": method.score.exact_match if method.score else None,
-                "measured_by": method.score.command if method.score else None,
-                "presets": {preset.name: dict(preset.values) for preset in method.presets},
+                "presets": [
+                    {**_said_of(preset), "values": dict(preset.values)} for preset in method.presets
+                ],
             }
             for method in found
         ]
@@ -52,7 +51,22 @@ def methods(json: bool) -> None:
         shown.append(Row("", method.traits))
         for preset in method.presets:
             shown.append(Row(preset.name, f"= {same_as(method, preset)}: {preset.summary}"))
+            shown.append(Row("", f"{preset.paper}; {preset.traits}"))
     print_rows(shown, err=False)
+
+
+def _said_of(one: "Method | Preset") -> dict[str, Any]:
+    score = one.score
+    return {
+        "name": one.name,
+        "summary": one.summary,
+        "paper": one.paper,
+        "place": one.place,
+        "cost": one.cost,
+        "exact_match": score and score.exact_match,
+        "of": score and score.judged,
+        "measured_by": score and score.command,
+    }
 
 
 def layouts(json: bool) -> None:
