@@ -38,8 +38,9 @@ def _add(way: Way, steps: list[dict[str, Value]]) -> None:
         if isinstance(found, Way):
             adapters.append(Named(_named(found, steps), weight))
         else:
-            reference = _reference(found)
-            adapters.append(Named(reference, weight, alpha, _from(reference, alpha, source)))
+            here = _reference(found)
+            told = _from(here, alpha, source)
+            adapters.append(Named(source.reference or here, weight, alpha, told))
     values = _conversion(way) if recipe.method == CONVERT else recipe.options
     document = recipe_document(recipe.method, adapters, _unusual(recipe, values), None)
     steps.append(document)

@@ -1,5 +1,6 @@
 """The way of a result, from its record: its sources found again, each step on it made again."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from loramerge.engine import file_sha256
 from loramerge.errors import IncompatibleError, LoramergeError
 from loramerge.events import Listener
 from loramerge.io._open import open_adapter
+from loramerge.io._reference import hub_reference
 from loramerge.needs import recorded_needs
+from loramerge.origin import Origin
 from loramerge.plan import make_plan
 from loramerge.publish import compute_into
 from loramerge.recipe import Named, make_recipe
@@ -25,6 +28,8 @@ from loramerge.translation import CONVERT
 
 __all__ = ["Made", "Remade", "Way", "retrace"]
 
+# Between the parts of a name on the Hub, of which the last is that of a copy: user/repo:folder.
+HUB_NAME = re.compile("[/:]")
 SEARCH = "name the directories that hold its sources with --sources DIR"
 
 
@@ -82,7 +87,7 @@ class Way(Struct, frozen=True):
                 below = one.walk(directory / str(place), device, listen)
                 inputs.append(replace(below.adapter, reference=known.name))
             else:
-                inputs.append(one)
+                inputs.append(_as_recorded(one, known))
         if self.record.recipe.method == CONVERT:
             return self._converted(inputs[0], directory, listen)
         return self._computed(inputs, directory, device, listen)
@@ -123,6 +128,21 @@ class Way(Struct, frozen=True):
         ]
         if wrong:
             raise IncompatibleError(f"It cannot be made again: {'; '.join(wrong)}.", SEARCH)
+
+
+def _as_recorded(adapter: Adapter, known: Source) -> Adapter:
+    """A source under its recorded name: here it may have another, or be a copy of one on the Hub.
+
+    What a copy has beside it is not carried, as it was not from the Hub.
+    """
+    if adapter.origin is not None:
+        return adapter
+    place = None if known.reference is None else hub_reference(known.reference)
+    if place is None:
+        return replace(adapter, reference=known.name)
+    texts = tuple(adapter.tokenizer)
+    origin = Origin(place.repository, str(place.revision), place.path, tokenizer=texts)
+    return replace(adapter, origin=origin, tokenizer={})
 
 
 def _drift(source: Source, where: str, sha256: str) -> str:
@@ -182,8 +202,6 @@ class _Search:
                     drifts.append(_drift(source, str(path), sha256))
             elif recorded(adapter).config_sha256 != source.config_sha256:
                 drifts.append(f"{path} has another adapter_config.json than {source.name} had")
-            elif recorded(adapter).name != source.name:
-                return replace(adapter, reference=source.name)
             else:
                 return adapter
         if source.reference is not None:
@@ -195,9 +213,10 @@ class _Search:
         return None
 
     def _candidates(self, source: Source) -> Iterator[Path]:
-        """What has the recorded name, then files of the recorded size."""
+        """What has the recorded name, or that of a copy from the Hub, then files of that size."""
         for place in self.places:
             named = [place / source.name, *([place] if place.name == source.name else [])]
+            named += [place / HUB_NAME.split(source.name)[-1]] if source.reference else []
             yield from (path for path in named if path.exists())
         for place in self.places:
             for pattern in ("*.safetensors", "*/*.safetensors"):

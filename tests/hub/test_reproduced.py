@@ -78,3 +78,31 @@ def test_the_recipe_of_a_result_names_commits_and_makes_its_bytes(
     done = typed("run", "way.yaml", "-o", "again")
     assert done.code == 0, done.err
     assert bytes_of(Path("again")) == bytes_of(Path("out"))
+
+
+def test_a_copy_of_a_source_here_makes_the_same_bytes_as_the_hub(
+    hub: Hub, adapter: dict[str, bytes], here: Path
+) -> None:
+    for name in ("me/x", "me/y"):
+        hub.create(name, {**adapter, "tokenizer.json": b"{}"})
+    Path("recipe.yaml").write_text(RECIPE)
+    assert typed("run", "recipe.yaml", "-o", "out").code == 0
+    assert typed("pull", "me/x").code == 0
+    Path("x").rename("copied")
+    for _ in range(2):  # under another name, then under its own
+        done = typed("reproduce", "out", "-o", "again", "--save-recipe", "way.yaml", "-f")
+        assert done.code == 0, done.err
+        assert bytes_of(Path("again")) == bytes_of(Path("out"))
+        assert "hf://me/x@" in Path("way.yaml").read_text()
+        if Path("copied").exists():
+            Path("copied").rename("x")
+
+
+def test_a_copy_of_a_source_is_not_replaced_by_what_is_made_of_it(
+    hub: Hub, adapter: dict[str, bytes], here: Path
+) -> None:
+    hub.create("me/x", adapter)
+    assert typed("squeeze", "me/x", "-r", "2").code == 0
+    assert typed("pull", "me/x").code == 0
+    done = typed("reproduce", "x-r2", "-o", "x", "-f")
+    assert (done.code, "x would replace the input" in done.lines[0]) == (1, True)
