@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from loramerge.adapter import is_local
 from loramerge.card import PLACE, plain_card
 from loramerge.errors import AdapterError, UsageError
 from loramerge.events import Listener, Started, silent
 from loramerge.io._disk import find_on_disk
-from loramerge.io._files import CARD, CONFIG, PICKLES, SUFFIX, WEIGHTS, parsed
+from loramerge.io._files import CARD, CONFIG, PICKLES, SUFFIX, TOKENIZER, WEIGHTS, parsed
 from loramerge.io._hub import look_up
 from loramerge.io._hub_errors import explained
 from loramerge.io._hub_listing import weights_among
@@ -26,18 +28,24 @@ from loramerge.result import Result
 __all__ = ["pull", "push"]
 
 PROVENANCE = "loramerge.json"
-# Fields of a config, PEFT's or MLX's, that may name a directory of this machine: of no use
-# elsewhere, and nobody's business.
-PLACES = (
-    "base_model_name_or_path",
-    "model",
-    "data",
-    "adapter_path",
-    "resume_adapter_file",
-    "config",
+# Fields of a config, PEFT's or MLX's, and of a tokenizer's, that may name a directory of this
+# machine: of no use elsewhere, and nobody's business.
+PLACES: Mapping[str, tuple[str, ...]] = {
+    CONFIG: (
+        *("base_model_name_or_path", "model", "data"),
+        *("adapter_path", "resume_adapter_file", "config"),
+    ),
+    "tokenizer_config.json": (
+        *("name_or_path", "tokenizer_file", "vocab_file", "merges_file"),
+        "special_tokens_map_file",
+    ),
+}
+# What travels with the weights: all that says what they are, and on which terms, and the tokens
+# they were trained on.
+WITH = (
+    *(CONFIG, CARD, PROVENANCE, *TOKENIZER),
+    *("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md"),
 )
-# What travels with the weights: all that says what they are, and on which terms.
-WITH = (CONFIG, CARD, PROVENANCE, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 def pull(
@@ -47,7 +55,7 @@ def pull(
     force: bool = False,
     listen: Listener = silent,
 ) -> Path:
-    """Bring an adapter from the Hub: its weights and the files beside them that describe it.
+    """Bring an adapter from the Hub: its weights, what describes them, and its tokenizer.
 
     Without a `directory` it gets the name of the repository, here. One without an
     adapter_config.json becomes a single file, unless a directory is named. Returns where it is.
@@ -105,9 +113,9 @@ def push(
 
     A result need not be saved. A repository that is not there is made, `private` if so asked;
     `create_pr` opens a pull request instead of changing main; `message` is the title of the commit.
-    Of a single file, what describes it may be given as `beside`. Returns the address, and whether
-    anything there was not yet as it is here. Raises AdapterError for what is no adapter, UsageError
-    for a name no repository has, HubError.
+    Of a single file, what describes it may be given as `beside`. Returns the address, whether
+    anything there was not yet as it is here, and what lies in the directory and was not sent.
+    Raises AdapterError for what is no adapter, UsageError for a name no repository has, HubError.
     """
     path = str(adapter.files if isinstance(adapter, Result) else adapter)
     if on_hub(path):
@@ -123,26 +131,36 @@ def push(
         directory = weights.parent  # without its config it would lose its scale
     name = WEIGHTS if beside and CONFIG in beside else weights.name
     files: dict[str, Path | bytes] = {name: weights, **(beside or {})}
+    left: list[str] = []
     if directory.is_dir():
         files |= {name: directory / name for name in WITH if (directory / name).is_file()}
+        held = sorted(one for one in directory.iterdir() if not one.name.startswith("."))
+        left = [f"{one.name}{'/' * one.is_dir()}" for one in held if one.name not in files]
     places: list[str] = []
-    if CONFIG in files:
-        config = parsed(CONFIG, _content(files[CONFIG]))
-        named = {key: value for key in PLACES if isinstance(value := config.get(key), str)}
-        local = {key: value for key, value in named.items() if is_local(value)}
-        places = list(local.values())
-        told = {**config, **dict.fromkeys(local)}
-        if places:
-            files[CONFIG] = (json.dumps(told, indent=2) + "\n").encode()
+    for name, keys in PLACES.items():
+        if name in files:
+            told, found = _elsewhere(name, _content(files[name]), keys)
+            files[name] = told if found else files[name]
+            places += found
     card = _content(files[CARD]) if CARD in files else plain_card(opened).encode()
     files[CARD] = _published(card.decode(errors="replace"), repository, places).encode()
-    return upload(
+    sent = upload(
         repository,
         files,
         private=private,
         create_pr=create_pr,
         message=message or "Upload a LoRA adapter with loramerge",
     )
+    return replace(sent, left=tuple(left))
+
+
+def _elsewhere(name: str, text: bytes, keys: Sequence[str]) -> tuple[bytes, list[str]]:
+    """A file of JSON without the directories of this machine that it names, and these."""
+    config = parsed(name, text, len(text))
+    named = {key: value for key in keys if isinstance(value := config.get(key), str)}
+    local = {key: value for key, value in named.items() if is_local(value)}
+    told = {**config, **dict.fromkeys(local)}
+    return (json.dumps(told, indent=2) + "\n").encode(), list(local.values())
 
 
 def _content(file: Path | bytes) -> bytes:

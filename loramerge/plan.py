@@ -227,9 +227,8 @@ def assumed(adapter: Adapter) -> tuple[str, ...]:
     if lost := made(adapter)[1]:
         said.append(lost)
     if adapter.origin and adapter.origin.tokenizer:
-        said.append(
-            f"files of a tokenizer stay on the Hub: {listed(list(adapter.origin.tokenizer))}"
-        )
+        files = listed(list(adapter.origin.tokenizer))
+        said.append(f"files of a tokenizer stay on the Hub: {files} (loramerge pull brings them)")
     return tuple(said)
 
 

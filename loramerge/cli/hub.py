@@ -4,13 +4,14 @@ import click
 
 from loramerge.cli.command import Command
 from loramerge.cli.flags import ADAPTER, CREATE_PR, FORCE, JSON, MESSAGE, OUT, PRIVATE, QUIET, SHOWN
+from loramerge.errors import listed
 from loramerge.events import Started
 
 __all__ = ["COMMANDS"]
 
 
 def pull(reference: str, out: str | None, force: bool, json: bool, quiet: bool) -> None:
-    """Download an adapter from the Hub: its weights and the files that describe it.
+    """Download an adapter from the Hub: its weights, what describes them, and its tokenizer.
 
     REFERENCE is user/repo, user/repo@revision, user/repo:folder/file.safetensors, hf://... or the
     address of a page. The path it was written to is printed on stdout.
@@ -36,10 +37,11 @@ def push(
     json: bool,
     quiet: bool,
 ) -> None:
-    """Send an adapter to the Hub: its weights, config, record and card, and nothing else.
+    """Send an adapter to the Hub: its weights, config, record, card, terms and tokenizer.
 
-    The repository is made where there is none; what is there already is not sent again. Without a
-    README.md a card is made of what the files say. The address is printed on stdout.
+    What else lies beside it is left out, and named. The repository is made where there is none;
+    what is there already is not sent again. Without a README.md a card is made of what the files
+    say. The address is printed on stdout.
     """
     from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
@@ -48,10 +50,12 @@ def push(
     with progress(quiet or json) as listen:
         listen(Started("sending to the Hub", 0))
         found = sent(adapter, repository, private=private, create_pr=create_pr, message=message)
+    if found.left and not quiet:
+        click.echo(f"left out: {listed(list(found.left), 6)}", err=True)
     if not (found.changed or quiet):
         click.echo("nothing was sent: everything is there already", err=True)
     if json:
-        echo_json({"url": found.url, "changed": found.changed})
+        echo_json({"url": found.url, "changed": found.changed, "left": list(found.left)})
     else:
         click.echo(found.url)
 

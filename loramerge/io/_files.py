@@ -67,10 +67,10 @@ def is_own(name: str) -> bool:
     return name.rpartition(".")[0] == WEIGHTS.removesuffix(SUFFIX)
 
 
-def parsed(where: object, text: bytes) -> Mapping[str, Any]:
+def parsed(where: object, text: bytes, limit: int = TEXT_LIMIT) -> Mapping[str, Any]:
     """An adapter_config.json. Raises AdapterError for anything but a JSON object."""
-    if len(text) > TEXT_LIMIT:
-        raise AdapterError(f"{where} is larger than {TEXT_LIMIT:,} bytes.", AGAIN)
+    if len(text) > limit:
+        raise AdapterError(f"{where} is larger than {limit:,} bytes.", AGAIN)
     try:
         config = json.loads(text.decode())
         json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed

@@ -110,7 +110,7 @@ def _refused(error: "HfHubHTTPError", what: str, repository: str) -> HubError:
         case hub_errors.GatedRepoError():
             accept = f"accept its terms at {address}"
             hint = f"{accept}, then type it again" if known else f"{accept}, and {LOGIN}"
-            return HubError(f"{what} is gated: its owners let in only who asked them.", hint)
+            return HubError(f"{what} is gated: its owners let in only those who asked.", hint)
         case hub_errors.DisabledRepoError():
             return HubError(f"{what} is disabled on the Hub.", f"see why: {address}")
         case hub_errors.RepositoryNotFoundError():

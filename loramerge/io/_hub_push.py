@@ -19,10 +19,11 @@ __all__ = ["Pushed", "check_push", "upload"]
 
 
 class Pushed(Struct, frozen=True):
-    """Where files went, and whether anything there was not yet as they are."""
+    """Where files went, whether anything there was not yet as they are, and what was `left` out."""
 
     url: str
     changed: bool
+    left: tuple[str, ...] = ()
 
 
 def check_push(repository: str) -> None:

@@ -59,12 +59,16 @@ def test_a_pushed_directory_does_not_name_the_directory_of_its_base_model(
     facts = {"data": "/home/me-4711/data", "task_type": "CAUSAL_LM"}
     write_peft(here / "a", factors(rng, 4), base_model_name_or_path=path, **facts)
     (here / "a" / "README.md").write_text(CARD.format(path=path))
+    said = json.dumps({"name_or_path": path, "vocab_file": "vocab.json", "x": "0" * 1_000_001})
+    (here / "a" / "tokenizer_config.json").write_text(said)
     pushed("push", "a", "me/a")
     stored = hub.repositories["me/a"].head.files
     assert not [name for name, data in stored.items() if b"4711" in data]
     config = json.loads(stored["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["data"]) == (None, None)
     assert config["task_type"] == "CAUSAL_LM"
+    said = json.loads(stored["tokenizer_config.json"])
+    assert (said["name_or_path"], said["vocab_file"]) == (None, "vocab.json")
     assert front(stored["README.md"]) == {"library_name": "peft", "tags": ["lora"]}
     assert stored["README.md"].decode().endswith("with PEFT\n\nRank 4.\n")
 

@@ -12,7 +12,8 @@ from tests.conftest import factors
 from tests.hub.store import Hub
 from tests.typed import tree, typed
 
-REST = {"LICENSE": b"terms", "loramerge.json": b"{}", "optimizer.pt": b"x", "sub/a.txt": b"y"}
+DESCRIBING = {"LICENSE": b"terms", "loramerge.json": b"{}", "tokenizer.json": b'{"a": 1}'}
+REST = {**DESCRIBING, "optimizer.pt": b"x", "sub/a.txt": b"y"}
 
 
 def test_a_pulled_directory_holds_the_files_that_describe_the_adapter_and_no_others(
@@ -21,7 +22,7 @@ def test_a_pulled_directory_holds_the_files_that_describe_the_adapter_and_no_oth
     hub.create("me/x", {**adapter, **REST})
     done = typed("pull", "me/x@main")
     assert (done.code, done.out, done.err) == (0, "x\n", "")
-    expected = {**adapter, "LICENSE": b"terms", "loramerge.json": b"{}"}
+    expected = {**adapter, **DESCRIBING}
     assert {path.name: path.read_bytes() for path in Path("x").iterdir()} == expected
     assert not [path for path in Path("x").iterdir() if path.is_symlink()]
 

@@ -31,13 +31,13 @@ def front(card: bytes) -> dict[str, object]:
 
 
 def test_a_push_makes_the_repository_and_prints_its_address(hub: Hub, a: Path) -> None:
-    (a / "optimizer.pt").write_bytes(b"x")
     (a / "LICENSE").write_bytes(b"terms")
+    (a / "tokenizer.json").write_bytes(b"{}")
     done = pushed("push", "a", "me/a", "-m", "first")
     assert (done.out, done.err) == (f"{hub.address}/me/a\n", "")
     head = hub.repositories["me/a"].head
     expected = {"adapter_config.json", "adapter_model.safetensors", "LICENSE", "README.md"}
-    assert set(head.files) == {*expected, ".gitattributes"}
+    assert set(head.files) == {*expected, "tokenizer.json", ".gitattributes"}
     assert head.title == "first"
     assert head.files["adapter_model.safetensors"] == (a / "adapter_model.safetensors").read_bytes()
     assert front(head.files["README.md"])["base_model"] == "org/base"
@@ -49,6 +49,26 @@ def test_the_weights_of_a_directory_are_pushed_with_their_scale(hub: Hub, a: Pat
     files = hub.repositories["me/a"].head.files
     assert files["adapter_config.json"] == (a / "adapter_config.json").read_bytes()
     assert not pushed("push", "a", "me/a", "--json").out.count("true")
+
+
+def test_what_is_left_out_is_named(hub: Hub, a: Path) -> None:
+    (a / "optimizer.pt").write_bytes(b"x")
+    (a / "checkpoint-10").mkdir()
+    (a / ".DS_Store").touch()
+    assert pushed("push", "a", "me/a").err == "left out: checkpoint-10/, optimizer.pt\n"
+    assert json.loads(pushed("push", "a", "me/a", "--json").out)["left"] == [
+        "checkpoint-10/",
+        "optimizer.pt",
+    ]
+    assert pushed("push", "a", "me/a", "-q").err == ""
+    assert not {"optimizer.pt", ".DS_Store"} & set(hub.repositories["me/a"].head.files)
+
+
+def test_the_tokenizer_of_a_result_is_pushed_with_it_and_comes_back(hub: Hub, a: Path) -> None:
+    (a / "tokenizer.json").write_bytes(b'{"added_tokens": []}')
+    pushed("squeeze", "a", "-r", "2", "--push", "me/small")
+    pushed("pull", "me/small")
+    assert Path("small/tokenizer.json").read_bytes() == b'{"added_tokens": []}'
 
 
 def test_a_private_push(hub: Hub, a: Path) -> None:

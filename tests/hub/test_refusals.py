@@ -59,7 +59,7 @@ def test_a_gated_repository(
 ) -> None:
     hub.create("me/x", adapter, gated=True)
     done = refused(*words, env={"HF_TOKEN": token} if token else None)
-    assert done.lines[0] == "error: me/x is gated: its owners let in only who asked them."
+    assert done.lines[0] == "error: me/x is gated: its owners let in only those who asked."
     then = "then type it again" if token else "and log in first: hf auth login"
     assert done.lines[1] == f"hint: accept its terms at {hub.address}/me/x, {then}"
     assert {request.token for request in hub.asked()} == {token}
