@@ -169,7 +169,7 @@ def _summary(report: Report) -> str:
     factor = f", scaled by {report.scale:.6g}" if report.scale != 1 else ""
     return (
         f"{report.merged} of {report.total} modules, rank {rank}, stored as {report.plan.dtype}"
-        f"{factor}. Measured on the file as written, against the exact weighted sum of the sources:"
+        f"{factor}. Measured on the file as written, against {report.against}:"
     )
 
 

@@ -64,7 +64,7 @@ def _summary(report: Report) -> list[list[str]]:
         ["modules", f"{report.merged} of {report.total}"],
         ["rank", f"{low}" if low == high else f"{low} to {high}"],
         ["retained energy", f"{report.energy:.6g}"],
-        ["relative error", f"{report.relative_error:.4g} against the exact weighted sum"],
+        ["relative error", f"{report.relative_error:.4g} against {report.against}"],
         ["median module", f"{report.median_error:.4g}"],
         ["worst module", f"{worst.relative_error:.4g}, {worst.name}"],
         ["scale", f"{report.plan.recipe.scale}, factor {report.scale:.6g}"],

@@ -94,6 +94,7 @@ class Method(Struct, frozen=True):
     lower rank takes away as much as it leaves out.
     `siblings` says that it looks at the other modules that read the same input, too, `orthogonal`
     with which options it makes the updates orthogonal to each other before it adds them up.
+    `removes` says that its result is the first adapter less something, and is measured against it.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Method(Struct, frozen=True):
     surgery: bool = False
     siblings: bool = False
     orthogonal: Callable[[Any], bool] = never
+    removes: bool = False
 
     @property
     def documentation(self) -> str:
@@ -169,6 +171,7 @@ def merger(
     score: Score | None = None,
     siblings: bool = False,
     orthogonal: Callable[[Any], bool] = never,
+    removes: bool = False,
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a rule that merges the updates of many adapters into one."""
     return _registering(
@@ -195,6 +198,7 @@ def merger(
             score=score,
             siblings=siblings,
             orthogonal=orthogonal,
+            removes=removes,
         )
     )
 

@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 # Above this condition a method that sets updates apart has nothing left to set apart: two updates
 # are then within some 5 % of each other.
 COPIES = 1e3
+# A squared norm below this share of what it is measured against is that of rounding.
+NOTHING = 1e-12
 
 
 class ModuleReport(Struct, frozen=True):
@@ -131,6 +133,15 @@ class Report(Struct, frozen=True):
         return [module.name for module in self.modules if module.target == 0]
 
     @property
+    def lost(self) -> list[str]:
+        """Modules that are in the file with nothing, or only rounding, left in them."""
+        return [
+            module.name
+            for module in self.modules
+            if module.stored_rank > 0 and module.result < NOTHING * module.target
+        ]
+
+    @property
     def few(self) -> list[str]:
         """Modules whose result has fewer terms than the plan allowed."""
         return [m.name for m in self.modules if m.rank < self.plan.ranks[m.name]]
@@ -139,6 +150,14 @@ class Report(Struct, frozen=True):
     def condition(self) -> float | None:
         """The largest condition of a module, where the method reports them."""
         return max((m.condition for m in self.modules if m.condition is not None), default=None)
+
+    @property
+    def against(self) -> str:
+        """What energy and error are measured against."""
+        method = self.plan.recipe.method
+        if method.removes:
+            return "the first adapter"
+        return "the exact weighted sum" if method.takes == "many" else "the input"
 
     @property
     def padded(self) -> int:
@@ -152,6 +171,9 @@ class Report(Struct, frozen=True):
         if self.zero:
             which = "every module" if len(self.zero) == len(self.modules) else listed(self.zero)
             notes.append(f"the weighted sum is zero in {which}")
+        if self.lost:
+            which = "any module" if len(self.lost) == len(self.modules) else listed(self.lost)
+            notes.append(f"nothing is left in {which}")
         if self.empty:
             notes.append(f"{len(self.empty)} modules kept no rank and are not in the file")
         if self.plan.recipe.method.rank_option and self.few:

@@ -134,7 +134,7 @@ def merged(
     if plan.exact and isinstance(result, LowRank):
         target = Target(result, grams(result))
     else:
-        target = weighted_sum(updates)
+        target = weighted_sum(plan, updates)
     return finished(plan, compute, batch, updates, target, result)
 
 
@@ -176,10 +176,24 @@ def finished(
     ]
 
 
-def weighted_sum(updates: Updates) -> Target:
-    """The exact weighted sum of a batch."""
-    update = concat(updates.factors, updates.weights)
+def weighted_sum(plan: Plan, updates: Updates) -> Target:
+    """The exact weighted sum of a batch, or what else the method is measured against."""
+    update = _summed(plan, updates.factors, updates.weights, updates.positions)
     return Target(update, grams(update))
+
+
+def _summed(
+    plan: Plan,
+    factors: Sequence[LowRank],
+    weights: Sequence[float],
+    positions: Sequence[int],
+) -> LowRank:
+    alone = plan.recipe.method.removes
+    counted = [
+        0.0 if alone and position > 0 else weight
+        for weight, position in zip(weights, positions, strict=True)
+    ]
+    return concat(factors, counted)
 
 
 def _at(target: Target, i: int) -> Target:
@@ -244,12 +258,8 @@ def _square(update: LowRank, weight: float) -> Array:
 
 
 def read_target(plan: Plan, module: Aligned, wide: bool = False) -> Target:
-    """The exact weighted sum of one module, as factors, straight from the files."""
-    present = [
-        (adapter.read(module.name, wide), weight)
-        for adapter, weight, member in zip(
-            plan.adapters, module.weights, module.members, strict=True
-        )
-        if member is not None
-    ]
-    return Target(concat([update for update, _ in present], [weight for _, weight in present]))
+    """What one module is measured against, as factors, straight from the files."""
+    positions = [at for at, member in enumerate(module.members) if member is not None]
+    updates = [plan.adapters[at].read(module.name, wide) for at in positions]
+    weights = [module.weights[at] for at in positions]
+    return Target(_summed(plan, updates, weights, positions))

@@ -129,7 +129,7 @@ def _tried(
     method, options = plans[0].recipe.method, plans[0].options
     assert method.sweep is not None
     updates = read_updates(plans[0], compute, batch)
-    target = weighted_sum(updates)
+    target = weighted_sum(plans[0], updates)
     values = [getattr(plan.options, method.sweep.option) for plan in plans]
     trials = method.sweep.rule(updates, options, values)
     found = []

@@ -145,3 +145,33 @@ def test_projection_takes_what_is_missing_for_zero(
     A, B = whole[lone]
     assert apart(stored(kept)[lone], B @ A) < 1e-6  # float32
     assert not stored(gone)[lone].any()
+
+
+def test_ranks_beyond_all_there_are_are_refused(three: list[Path]) -> None:
+    with pytest.raises(UsageError, match="selects nothing: the largest rank there is is 4"):
+        loramerge.run("select", three[0], ranks="4-9")
+    loramerge.run("select", three[0], ranks="3-9")
+
+
+def test_a_projection_is_measured_against_the_adapter_it_is_taken_from(
+    three: list[Path],
+) -> None:
+    for settings in ({}, {"scale": "auto"}):  # one pass, and two
+        result, report = loramerge.run("project", three, save_dtype="float32", **settings)
+        target = sum(np.sum(x**2) for x in adapter(three[0]).values())
+        whole = adapter(three[0])
+        lost = sum(np.sum((stored(result)[name] - x) ** 2) for name, x in whole.items())
+        # float32 in the file
+        assert report.relative_error == pytest.approx((lost / target) ** 0.5, rel=1e-5)
+        assert report.against == "the first adapter"
+
+
+def test_a_result_with_nothing_left_says_so(three: list[Path]) -> None:
+    for method, adapters, values in (
+        ("project", [three[0], three[0]], {}),
+        ("scale", three[0], {"factor": 0.0}),
+    ):
+        _, report = loramerge.run(method, adapters, **values)
+        assert "nothing is left in any module" in report.notes
+    _, report = loramerge.run("project", three)
+    assert not any("nothing is left" in note for note in report.notes)

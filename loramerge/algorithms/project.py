@@ -32,6 +32,7 @@ class ProjectOptions(Options, frozen=True):
     example="loramerge project a b --side both",
     scale="paper",
     surgery=True,
+    removes=True,
 )
 def project(updates: Updates, options: ProjectOptions) -> LowRank:
     """Remove from the first adapter what lies in the span of the others.
@@ -39,7 +40,8 @@ def project(updates: Updates, options: ProjectOptions) -> LowRank:
     Per module, with P the projection on the columns of all others' dW_t, and Q on their rows:
     (1 - P) w_1 dW_1 for the output side, w_1 dW_1 (1 - Q) for the input side, both for both. The
     others are only looked at: their weights do not matter, but that one of weight 0 has no span.
-    The rank is that of the first. Directions below 1e-5 of the others' largest are no span.
+    The rank is that of the first. Directions below 1e-5 of the others' largest are no span. Energy
+    and error in the report are against the first adapter: what was removed.
 
     Where the first lacks a module, nothing is left; where all others do, all of it.
     """

@@ -5,6 +5,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from loramerge.adapter import LowRank, Updates
+from loramerge.errors import UsageError
 from loramerge.linalg.factors import concat
 from loramerge.linalg.kernels import namespace
 from loramerge.linalg.spectrum import decompose
@@ -51,8 +52,18 @@ class SelectOptions(Options, frozen=True):
             raise ValueError("--stored says how --ranks counts: give both")
 
     def rank_below(self, highest: int) -> int | None:
-        """The rank that is left of this one."""
-        return sum(place < highest for place in self.places) if self.ranks is not None else None
+        """The rank that is left of this one. Raises UsageError where none is, in any module."""
+        if self.ranks is None:
+            return None
+        left = sum(place < highest for place in self.places)
+        if left == 0:
+            last = highest - 1
+            raise UsageError(
+                f"--ranks {self.ranks} selects nothing: the largest rank there is is {highest}, "
+                f"with the terms 0 to {last}.",
+                f"name some of --ranks 0-{last}",
+            )
+        return left
 
 
 @compressor(

@@ -137,8 +137,7 @@ def _tensors(plan: Plan) -> str:
 def _report(report: Report) -> list[Row]:
     plan = report.plan
     method = plan.recipe.method
-    done = "merged" if method.takes == "many" else "compressed"
-    against = "the exact weighted sum" if method.takes == "many" else "the input"
+    done = "kept" if method.surgery else "merged" if method.takes == "many" else "compressed"
     size = f"{in_bytes(report.file_bytes)}, {report.tensors} tensors, {DTYPES[plan.dtype]}"
     rows = [
         Row("method", method_of(plan)),
@@ -148,7 +147,7 @@ def _report(report: Report) -> list[Row]:
         Row("retained energy", percent(report.energy)),
         Row(
             "relative error",
-            f"{report.relative_error:.3g} against {against}; median module "
+            f"{report.relative_error:.3g} against {report.against}; median module "
             f"{report.median_error:.3g}, worst {report.worst.relative_error:.3g} "
             f"({report.worst.name})",
         ),
