@@ -77,7 +77,9 @@ def default_name(plan: Plan) -> str:
     name = "+".join(stems)
     if len(stems) > 3:
         name = f"{recipe.method.name}-{len(stems)}-{_fingerprint(plan.adapters)}"
-    elif recipe.method.takes == "many" and recipe.method.rank_option is None:
+    elif recipe.method.surgery or (
+        recipe.method.takes == "many" and recipe.method.rank_option is None
+    ):
         name = f"{name}-{recipe.method.name}"
     if plan.adapters[0].derived[:1] == ("extract",):
         name = f"{name}-lora"  # after the tuned model, which it is not

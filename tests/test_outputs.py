@@ -30,6 +30,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["cluster", "a", "b"], "a+b-k4"),
         (["arithmetic", "a", "c"], "a+c-arithmetic-r6"),
         (["cat", "a", "c"], "a+c-arithmetic-full"),
+        (["select", "a", "--ranks", "0-1"], "a-select-r2"),
+        (["scale", "a", "--factor", "0.5"], "a-scale-r4"),
+        (["project", "a", "b"], "a+b-project-r4"),
     ],
 )
 def test_default_names_say_inputs_and_ranks(words: list[str], name: str, three: list[Path]) -> None:
