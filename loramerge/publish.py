@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 PROVENANCE = "loramerge.json"
+# Where a recipe may be saved.
+BESIDE = "save the recipe beside what is written"
 
 
 def destination(plan: Plan, out: str | None, force: bool) -> Path:

@@ -17,7 +17,7 @@ from loramerge.io._open import on_hub, open_adapter
 from loramerge.io._write import write_text
 from loramerge.io._yaml import write_yaml
 from loramerge.lineage import lineage
-from loramerge.publish import PROVENANCE, free_place
+from loramerge.publish import BESIDE, PROVENANCE, check_apart, free_place
 from loramerge.record import made
 from loramerge.result import place
 from loramerge.retrace import retrace
@@ -70,6 +70,7 @@ def reproduce(
         adapters = list(way.adapters())
         final = free_place([*adapters, there], out, force) if out is not None else None
         if save_recipe is not None:
+            check_apart([*([final] if final else []), save_recipe], BESIDE)
             write_text(save_recipe, write_yaml(lineage(way)), force)
         fetch(adapters, listen)
         again = way.walk(temporary / "again", _device(device, measured), listen)

@@ -95,6 +95,33 @@ def test_a_recipe_is_not_replaced_and_then_nothing_is_computed(here: Path, line:
     assert tree(here) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "recipe"),
+    [
+        ("squeeze a -r 2 -o out", "out/r.yaml"),
+        ("squeeze a -r 2 -o out", "./out"),
+        ("squeeze a b -r 2 --out-dir s", "s/b-r2/r.yaml"),
+        ("convert a --to mlx -o out", "out/r.yaml"),
+        ("split a --every 2", "pieces/ranks-0-1/r.yaml"),
+        ("compare a b --methods cat --keep k", "k/cat/r.yaml"),
+        ("reproduce made -o out", "out/r.yaml"),
+        ("run r.yaml", "out/r.yaml"),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_recipe_is_never_saved_where_an_output_would_replace_it(
+    here: Path, line: str, recipe: str, there: bool
+) -> None:
+    assert typed("squeeze", "a", "-r", "2", "-o", "made").code == 0
+    (here / "r.yaml").write_text("method: cat\nadapters: [a, b]\noutput: out\n")
+    if there and Path(recipe).name == "r.yaml":
+        shutil.copytree("made", Path(recipe).parent)
+    before = tree(here)
+    done = typed(*line.split(), "-f", "--save-recipe", recipe)
+    assert (done.code, done.out, tree(here)) == (2, "", before)
+    assert done.lines[1] == "hint: save the recipe beside what is written"
+
+
 def test_a_source_of_several_steps_is_opened_once(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def compare(**given: Any) -> None:
         recipe_document(row.method, inputs, {**values, **row.values}, out)
         for row, out in zip(rows, outs, strict=False)
     ]
-    save_recipe(saved, steps, wishes["force"])
+    save_recipe(saved, steps, places, wishes["force"])
     with ExitStack() as stack:
         spools = [stack.enter_context(Spool()) for _ in places]
         listen = stack.enter_context(progress(wishes["quiet"]))

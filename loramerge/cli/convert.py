@@ -69,7 +69,8 @@ def convert(
             "convert --save-recipe reads what --initial names as it reads the adapter.",
             "give one --alpha and one --from for both, or leave out --save-recipe",
         )
-    save_recipe(saved, [recipe_document(CONVERT, named[:1], values, out)], force)
+    document = recipe_document(CONVERT, named[:1], values, out)
+    save_recipe(saved, [document], [plan.final], force)
     if dry_run:
         show_plans([(plan, plan.final)], as_json=json, quiet=quiet)
         return

@@ -75,7 +75,7 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         recipe_document(name, named, values, out)
         for (named, _), out in zip(shared, outs, strict=True)
     ]
-    save_recipe(wishes.save_recipe, steps, wishes.force)
+    save_recipe(wishes.save_recipe, steps, [final for _, final in jobs], wishes.force)
     if wishes.dry_run:
         show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return

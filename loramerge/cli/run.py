@@ -69,7 +69,7 @@ def run(
             "leave out --report; --json prints what was done",
         )
     if isinstance(document, dict):
-        save_recipe(saved, [document], force)
+        save_recipe(saved, [document], [one.final for one in planned], force)
     if dry_run:
         *earlier, last = [(one.plan, one.final if one.written else None) for one in planned]
         show_plans([last], as_json=json, quiet=quiet, earlier=earlier)

@@ -10,15 +10,24 @@ if TYPE_CHECKING:
 __all__ = ["save_recipe"]
 
 
-def save_recipe(place: str | None, steps: Sequence[Mapping[str, "Value"]], force: bool) -> None:
-    """Write the recipe of one or several steps down, where one was asked for.
+def save_recipe(
+    asked: str | None,
+    steps: Sequence[Mapping[str, "Value"]],
+    finals: Sequence[Path],
+    force: bool,
+) -> None:
+    """Write the recipe of one or several steps down, where one was `asked` for.
 
-    Raises OutputError where something stands there and `force` is not set.
+    Raises UsageError where it would lie in one of the outputs, which are `finals`; OutputError
+    where something stands there and `force` is not set.
     """
-    if place is None:
+    if asked is None:
         return
     from loramerge.document import steps_document
     from loramerge.io._write import write_text
     from loramerge.io._yaml import write_yaml
+    from loramerge.publish import BESIDE, check_apart
 
-    write_text(Path(place).expanduser(), write_yaml(steps_document(steps)), force)
+    place = Path(asked).expanduser()
+    check_apart([*finals, place], BESIDE)
+    write_text(place, write_yaml(steps_document(steps)), force)

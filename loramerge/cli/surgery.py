@@ -54,7 +54,7 @@ def split(
         plan = make_plan(make_recipe("select", inputs, values), [source])
         jobs.append((plan, destination(plan, out, wishes["force"])))
         steps.append(recipe_document("select", inputs, values, out))
-    save_recipe(wishes["save_recipe"], steps, wishes["force"])
+    save_recipe(wishes["save_recipe"], steps, [final for _, final in jobs], wishes["force"])
     shown = ui.Results(batch=True, as_json=wishes["json"], quiet=wishes["quiet"])
     for plan, final in jobs:
         with progress(wishes["quiet"]) as listen:
