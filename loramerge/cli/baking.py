@@ -124,9 +124,9 @@ def _derive(
     plan = plan_derivation(asked, opened(named) if named else [])
     final = destination(plan, wishes["out"], wishes["force"])
     document = recipe_document(name, named, values, wishes["out"])
-    save_recipe(wishes["save_recipe"], [document], [final], wishes["force"])
     if push is not None:
         push.check()
+    save_recipe(wishes["save_recipe"], [document], [final], wishes["force"])
     shown = ui.Results(batch=False, as_json=wishes["json"], quiet=wishes["quiet"])
     with progress(wishes["quiet"]) as listen:
         report = publish(plan, final, wishes["force"], listen)

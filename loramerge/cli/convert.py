@@ -69,13 +69,13 @@ def convert(
             "convert --save-recipe reads what --initial names as it reads the adapter.",
             "give one --alpha and one --from for both, or leave out --save-recipe",
         )
+    if push is not None and not dry_run:
+        push.check()
     document = recipe_document(CONVERT, named[:1], values, out)
     save_recipe(saved, [document], [plan.final], force)
     if dry_run:
         show_plans([(plan, plan.final)], as_json=json, quiet=quiet)
         return
-    if push is not None:
-        push.check()
     with progress(quiet) as listen:
         fetch(sources, listen)
         done = converted(plan, listen)

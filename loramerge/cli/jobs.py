@@ -68,21 +68,19 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     shared = _split(name, method, inputs, wishes, typed)
     jobs = _planned(name, shared, values, wishes)
     place = page_place(name, wishes.report, wishes.out_dir, wishes.force)
-    outs = [wishes.out]
-    if wishes.out_dir is not None:
-        outs = [str(Path(wishes.out_dir, final.name)) for _, final in jobs]
-    steps = [
-        recipe_document(name, named, values, out)
-        for (named, _), out in zip(shared, outs, strict=True)
-    ]
-    save_recipe(wishes.save_recipe, steps, [final for _, final in jobs], wishes.force)
-    if wishes.dry_run:
-        show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
-        return
-    if wishes.push is not None:
+    if wishes.push is not None and not wishes.dry_run:
         if wishes.out_dir is not None:
             raise UsageError(f"{name} --push sends one result.", "leave out --out-dir")
         wishes.push.check()
+    finals = [final for _, final in jobs]
+    steps = [
+        recipe_document(name, named, values, str(Path(below, final.name)) if below else wishes.out)
+        for (named, below), final in zip(shared, finals, strict=True)
+    ]
+    save_recipe(wishes.save_recipe, steps, finals, wishes.force)
+    if wishes.dry_run:
+        show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
+        return
     shown = ui.Results(batch=wishes.out_dir is not None, as_json=wishes.json, quiet=wishes.quiet)
     with progress(wishes.quiet) as listen:
         fetch([adapter for plan, _ in jobs for adapter in plan.adapters], listen)

@@ -68,14 +68,14 @@ def run(
             "run --report shows what a method has measured, and the last step is convert.",
             "leave out --report; --json prints what was done",
         )
+    if push is not None and not dry_run:
+        push.check()
     if isinstance(document, dict):
         save_recipe(saved, [document], [one.final for one in planned], force)
     if dry_run:
         *earlier, last = [(one.plan, one.final if one.written else None) for one in planned]
         show_plans([last], as_json=json, quiet=quiet, earlier=earlier)
         return
-    if push is not None:
-        push.check()
     shown = ui.Results(batch=False, as_json=json, quiet=quiet)
     with progress(quiet) as listen:
         done, final = _computed(workflow, adapters, force, shown, listen)

@@ -56,6 +56,23 @@ def test_a_result_is_pushed_as_it_is_asked_for(
     assert other.head.files == adapter
 
 
+@pytest.mark.parametrize("line", COMPUTING)
+def test_no_recipe_is_saved_of_what_cannot_be_pushed(line: str, hub: Hub, made: None) -> None:
+    done = typed(*line.split(), "--push", "me/a", "--save-recipe", "s.yaml")
+    assert (done.code, done.lines[0]) == (1, "error: You are not logged in to the Hub.")
+    assert not Path("s.yaml").exists()
+
+
+def test_of_several_outputs_the_last_is_pushed(hub: Hub, made: None) -> None:
+    Path("r.yaml").write_text(
+        "steps:\n- {method: select, adapters: a, ranks: 0, output: one}\n"
+        "- {method: squeeze, adapters: a, rank: 2}\noutput: two\n"
+    )
+    pushed("run", "r.yaml", "--push", "me/two")
+    stored = hub.repositories["me/two"].head.files["adapter_model.safetensors"]
+    assert stored == Path("two/adapter_model.safetensors").read_bytes()
+
+
 def test_a_model_is_not_pushed_as_an_adapter(hub: Hub, made: None) -> None:
     done = typed("bake", "a", "--base", "base", "--push", "me/model", env=ENV)
     assert (done.code, done.lines[1]) == (2, "hint: leave it out, or add --rank N")
