@@ -6,7 +6,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.linalg.factors import concat, doubled, inner_products, scale
+from loramerge.linalg.factors import Grams, by_owner, concat, doubled, grams
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
@@ -96,16 +96,19 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     alone, which costs .05.
     """
     updates = replace(updates, factors=tuple(map(doubled, updates.factors)))
-    agreement = _agreement(updates)
-    inputs = [_inputs(updates, t) for t in range(len(updates.factors))]
-    parts, condition = _regressed(updates, inputs, options.ridge)
-    found = decompose(_blended(updates, parts, agreement))
+    ranks = [factor.rank for factor in updates.factors]
+    whole = concat(updates.factors, updates.weights)
+    known = grams(whole)
+    agreement = _agreement(by_owner(known.B * known.A, ranks))
+    A, square, condition = _regressed(updates, options.ridge)
+    A = _blended(A, whole.A, by_owner(known.B * square, ranks), agreement)
+    found = decompose(LowRank(A=A, B=whole.B), Grams(B=known.B, A=gram(A.mT)))
     lengthened = _lengthened(found, updates, agreement, options.flatten)
     return replace(lengthened, condition=condition)
 
 
-def _agreement(updates: Updates) -> Agreement:
-    P = inner_products([scale(f, w) for f, w in zip(updates.factors, updates.weights, strict=True)])
+def _agreement(P: Array) -> Agreement:
+    """How far updates agree whose inner products are P [*b, k, k]."""
     xp = namespace(P)
     norms = xp.clip(xp.linalg.diagonal(P), min=0.0) ** 0.5
     own, count = xp.sum(norms, axis=-1), _count(norms)
@@ -127,50 +130,53 @@ def _count(norms: Array) -> Array:
     return count
 
 
-def _inputs(updates: Updates, place: int) -> Array:
-    """F_t with G_t = F_t^T F_t the stand-in for a task's input covariance. [*b, R, n]"""
+def _inputs(updates: Updates, place: int) -> list[Array]:
+    """Blocks [*b, r_j, n] of F_t, with G_t = F_t^T F_t the stand-in for a task's covariance."""
     members = (updates.factors[place], *(updates.siblings[place] if updates.siblings else ()))
     xp = namespace(members[0].A)
-    rows = []
+    blocks = []
     for member in members:
-        values, E = xp.linalg.eigh(gram(double(member.B)))
+        G = gram(member.B)
+        energy = xp.sum(G * gram(member.A.mT), axis=(-2, -1)) * len(members)
+        values, E = xp.linalg.eigh(G / xp.where(energy > 0, energy, 1 + energy)[..., None, None])
         root = E * (xp.clip(values, min=0.0) ** 0.5)[..., None, :]
-        F = root.mT @ double(member.A)
-        energy = xp.sum(F**2, axis=(-2, -1)) * len(members)
-        unit = xp.where(energy > 0, energy, xp.ones_like(energy)) ** -0.5
-        rows.append(F * unit[..., None, None])
-    stacked: Array = xp.concat(rows, axis=-2)
-    return stacked
+        blocks.append(root.mT @ double(member.A))
+    return blocks
 
 
-def _regressed(updates: Updates, inputs: list[Array], ridge: float) -> tuple[list[LowRank], Array]:
-    """w_t dW_t G_t (H + l I)^-1 of every update, l = ridge tr(H)/n; the inverse's condition. [*b]
+def _regressed(updates: Updates, ridge: float) -> tuple[Array, Array, Array]:
+    """The A of dW_t G_t (H + l I)^-1 of all updates, l = ridge tr(H)/n: [*b, s, n].
 
     In thin space (Woodbury): with F = [F_1; ..; F_T] and H = F^T F, F_t (F^T F + l I)^-1 is rows of
-    (F F^T + l I)^-1 F. The condition is that on the inputs there are, the span of F's rows.
+    (F F^T + l I)^-1 F. Also A A^T [*b, s, s], and the condition of the inverse on the inputs there
+    are, the span of F's rows [*b].
     """
-    xp = namespace(inputs[0])
-    F = xp.concat(inputs, axis=-2)
+    inputs = [_inputs(updates, place) for place in range(len(updates.factors))]
+    xp = namespace(inputs[0][0])
+    F = xp.concat([block for blocks in inputs for block in blocks], axis=-2)
     K = F @ F.mT
     energy = xp.sum(xp.linalg.diagonal(K), axis=-1) / F.shape[-1]
     energy = xp.where(energy > 0, energy, xp.ones_like(energy)) * ridge
     eye = xp.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     # Small beside F: an inverse of its own costs a tenth of solving for all of F's columns.
     inverse = xp.linalg.inv(K + energy[..., None, None] * eye)
-    parts, start = [], 0
-    for t, (update, own) in enumerate(zip(updates.factors, inputs, strict=True)):
-        stop = start + own.shape[-2]
-        A = (update.A @ own.mT) @ inverse[..., start:stop, :] @ F
-        parts.append(LowRank(A=A * updates.weights[t], B=update.B))
+    rows, start = [], 0
+    for update, blocks in zip(updates.factors, inputs, strict=True):
+        stop = start + sum(block.shape[-2] for block in blocks)
+        rows.append((update.A @ F[..., start:stop, :].mT) @ inverse[..., start:stop, :])
         start = stop
+    mix = xp.concat(rows, axis=-2)
     values = xp.linalg.eigvalsh(K)
     least = xp.clip(values[..., -min(F.shape[-2:])], min=0.0)
-    return parts, (values[..., -1] + energy) / (least + energy)
+    return mix @ F, mix @ K @ mix.mT, (values[..., -1] + energy) / (least + energy)
 
 
-def _blended(updates: Updates, parts: list[LowRank], agreement: Agreement) -> LowRank:
-    """The regression, and as much of the sum as the updates agree, each of unit length."""
-    P = inner_products(parts)
+def _blended(A: Array, own: Array, P: Array, agreement: Agreement) -> Array:
+    """The A of the regression, and as much of that of the sum as the updates agree. [*b, s, n]
+
+    Each is as long as makes its update one of unit length; P are inner products of the regression's
+    parts [*b, k, k].
+    """
     xp = namespace(P)
     square, size = xp.sum(P, axis=(-2, -1)), xp.sum(xp.linalg.diagonal(P), axis=-1)
     clear = square > CANCELLED * size
@@ -178,14 +184,8 @@ def _blended(updates: Updates, parts: list[LowRank], agreement: Agreement) -> Lo
     share = agreement.difference * xp.where(clear, root, xp.zeros_like(root))
     total = agreement.total
     rest = (1 - agreement.difference) / xp.where(total > 0, total, xp.ones_like(total))
-    blended = [
-        LowRank(
-            A=part.A * share[..., None, None] + update.A * (rest * weight)[..., None, None],
-            B=part.B,
-        )
-        for part, update, weight in zip(parts, updates.factors, updates.weights, strict=True)
-    ]
-    return concat(blended, [1.0] * len(blended))
+    blended: Array = share[..., None, None] * A + rest[..., None, None] * own
+    return blended
 
 
 def _lengthened(

@@ -11,6 +11,7 @@ from loramerge.linalg.masks import uniform
 __all__ = [
     "Closeness",
     "Grams",
+    "by_owner",
     "compare",
     "concat",
     "doubled",
@@ -98,13 +99,16 @@ def inner_products(updates: Sequence[LowRank]) -> Array:
     """
     A = namespace(updates[0].A).concat([double(u.A) for u in updates], axis=-2)
     B = namespace(A).concat([double(u.B) for u in updates], axis=-1)
-    xp, terms = namespace(A), gram(B) * gram(A.mT)
+    return by_owner(gram(B) * gram(A.mT), [u.rank for u in updates])
+
+
+def by_owner(terms: Array, ranks: Sequence[int]) -> Array:
+    """Sums over the blocks [r_s, r_t] of terms [*b, s, s] of updates of these ranks. [*b, k, k]"""
+    xp = namespace(terms)
     owner = [
-        [float(s == t) for s in range(len(updates))]
-        for t, u in enumerate(updates)
-        for _ in range(u.rank)
+        [float(s == t) for s in range(len(ranks))] for t, r in enumerate(ranks) for _ in range(r)
     ]
-    E = xp.asarray(owner, dtype=A.dtype, device=A.device)
+    E = xp.asarray(owner, dtype=terms.dtype, device=terms.device)
     found: Array = E.mT @ terms @ E
     return found
 
