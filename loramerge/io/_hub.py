@@ -4,7 +4,6 @@ Three requests tell all that a header holds: the listing at one commit, the conf
 of the weights file. That file itself comes into the Hub's cache, whole, when a tensor is read.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,6 @@ from msgspec import Struct
 
 from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
 from loramerge.adapter import Adapter
-from loramerge.errors import HubError
 from loramerge.events import Advanced, Listener, Started, silent
 from loramerge.io._files import (
     CARD,
@@ -30,9 +28,10 @@ from loramerge.io._files import (
 from loramerge.io._header import MAX_HEADER
 from loramerge.io._hub_client import client, headers, patiently
 from loramerge.io._hub_errors import explained
+from loramerge.io._hub_file import OnHub, beside_of
 from loramerge.io._hub_listing import weights_among
 from loramerge.io._reference import HubReference
-from loramerge.io._source import OnDisk, Source, open_source, source_of
+from loramerge.io._source import Source, open_source, source_of
 from loramerge.origin import Origin
 from loramerge.workers import side_by_side
 
@@ -83,19 +82,31 @@ class Repository(Struct, frozen=True):
             return file.read(TEXT_LIMIT + 1)
 
     def open(self, path: str, look: bool) -> Source:
-        """The header of a weights file, from the cache or from afar; a pickle is downloaded."""
-        here = self.cached(path)
+        """The header of a weights file, from the cache or from afar."""
+        here, place = self.cached(path), Path(str(self.asked.at(path)))
+        limit = max(HEAD, (self.files[path].size or 0) // SHARE)
         if path.endswith(PICKLES):
-            from loramerge.io._pickle import open_pickle  # with what opens zips
-
-            return open_pickle(here or self.download(path, silent))
+            return self._pickle(path, here, place, limit, look)
         if here is not None:
             return open_source(here)
-        limit = max(HEAD, (self.files[path].size or 0) // SHARE)
         head, size = patiently(lambda: self._start(path, _header, limit))
         if len(head) < min(_header(head), size):
             head, size = patiently(lambda: self._start(path, _header))
-        return source_of(Path(str(self.asked.at(path))), OnHub(self, path, head, size), size, look)
+        return source_of(place, OnHub(self, path, head, size), size, look)
+
+    def _pickle(self, path: str, here: Path | None, place: Path, limit: int, look: bool) -> Source:
+        """What a pickle holds, as it begins; one that does not begin so is downloaded."""
+        from loramerge.io import _pickle  # with what opens zips
+
+        _pickle.check_name(place)
+        if here is not None:
+            return _pickle.open_pickle(here)
+        head, size = patiently(lambda: self._start(path, lambda head: limit, limit))
+        found = _pickle.outlines(head, size)
+        if found is None:
+            return _pickle.open_pickle(self.download(path, silent))
+        handle = OnHub(self, path, b"", size, lambda file: _pickle.unpickled(file, found))
+        return _pickle.pickle_source(place, handle, size, found, [] if look else None)
 
     def _start(
         self, path: str, needed: Callable[[bytes], int], limit: int = 8 + MAX_HEADER
@@ -142,50 +153,6 @@ def _header(head: bytes) -> int:
     return max(64, 8 + int.from_bytes(head[:8], "little"))
 
 
-class OnHub:
-    """A weights file on the Hub: its start is at hand, the rest when something of it is read."""
-
-    def __init__(self, repository: Repository, path: str, head: bytes, size: int) -> None:
-        self.repository, self.path, self.size = repository, path, size
-        self._head = head
-        self._whole: OnDisk | None = None
-        self._lock = threading.Lock()
-
-    def read_at(self, count: int, start: int) -> bytes:
-        """Up to `count` bytes from `start` on. Raises HubError where they cannot be had."""
-        stop = min(start + count, self.size)
-        if stop <= len(self._head):
-            return self._head[start:stop]
-        return self.fetch(silent).read_at(count, start)
-
-    @property
-    def missing(self) -> int:
-        """Bytes to download before tensors can be read."""
-        return 0 if self._whole else self.size
-
-    def fetch(self, listen: Listener) -> OnDisk:
-        """The file in the cache, downloaded now if it is not there, with what lies beside it."""
-        repository = self.repository
-        with self._lock, explained(str(repository.asked), repository.asked.repository):
-            if self._whole is None:
-                for path in (_beside(self.path, CONFIG), CARD):
-                    if path in repository.files:
-                        repository.download(path, silent)
-                whole = OnDisk(repository.download(self.path, listen))
-                if whole.size != self.size:
-                    raise HubError(
-                        f"{whole.path} has {whole.size:,} bytes, not the {self.size:,} of the Hub.",
-                        f"delete it and type it again: rm {whole.path}",
-                    )
-                self._whole = whole
-            return self._whole
-
-    def close(self) -> None:
-        """Let go of what was downloaded; it stays in the cache."""
-        if self._whole is not None:
-            self._whole.close()
-
-
 def find_on_hub(reference: HubReference, look: bool = False, allow_pickle: bool = False) -> Found:
     """The files of an adapter in a repository, all at one commit; no tensor is downloaded.
 
@@ -196,9 +163,9 @@ def find_on_hub(reference: HubReference, look: bool = False, allow_pickle: bool 
     with explained(str(reference), reference.repository):
         found = look_up(reference)
         path = weights_among(found.files, reference, allow_pickle)
-        beside = _beside(path, CONFIG)
+        beside = beside_of(path, CONFIG)
         config = parsed(reference.at(beside), found.read(beside)) if beside in found.files else None
-        texts = tuple(name for name in TOKENIZER if _beside(path, name) in found.files)
+        texts = tuple(name for name in TOKENIZER if beside_of(path, name) in found.files)
         return Found(
             source=found.open(path, look),
             config=config,
@@ -206,11 +173,6 @@ def find_on_hub(reference: HubReference, look: bool = False, allow_pickle: bool 
             origin=Origin(found.name, found.commit, path, found.files[path].sha256, texts),
             licence=found.licence,
         )
-
-
-def _beside(path: str, name: str) -> str:
-    """A file of that name in the same folder."""
-    return path[: path.rfind("/") + 1] + name
 
 
 def look_up(reference: HubReference) -> Repository:

@@ -10,18 +10,19 @@ import zipfile
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from loramerge._lazy import torch
 from loramerge.errors import AdapterError, listed
 from loramerge.io._header import DTYPE_BYTES, parse, shown
-from loramerge.io._source import OnDisk, Source
+from loramerge.io._pickle_header import Outlined, outlines
+from loramerge.io._source import Handle, OnDisk, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["open_pickle"]
+__all__ = ["check_name", "open_pickle", "outlines", "pickle_source", "unpickled"]
 
 # What trainers save beside an adapter: objects of theirs, or the state of a run.
 NO_ADAPTER = frozenset(
@@ -41,24 +42,50 @@ def open_pickle(path: Path) -> Source:
     Raises AdapterError for one that holds something else than tensors by name, and for a zip that
     torch would not have written.
     """
+    check_name(path)
+    handle = Unpickled(path)
+    return pickle_source(path, handle, handle.size, handle.outlines)
+
+
+def check_name(path: PurePath) -> None:
+    """Raise AdapterError for what a trainer saves beside an adapter."""
     if path.name in NO_ADAPTER:
         raise AdapterError(
             f"{path} is the state of a training run, no adapter.", "name the file with the weights"
         )
-    handle = Unpickled(path)
-    sizes = [tensor.nbytes for tensor in handle.tensors.values()]
-    stops = list(accumulate(sizes))
+
+
+def pickle_source(
+    path: Path,
+    handle: Handle,
+    size: int,
+    outlines: Mapping[str, Outlined],
+    unread: list[str] | None = None,
+) -> Source:
+    """A pickle of `size` bytes as if its tensors stood behind it, one after the other."""
+    stops = accumulate(one.nbytes for one in outlines.values())
     header = {
         key: {
-            "dtype": _dtype(path, key, tensor),
-            "shape": list(tensor.shape),
-            "data_offsets": [stop - size, stop],
+            "dtype": one.dtype,
+            "shape": list(one.shape),
+            "data_offsets": [stop - one.nbytes, stop],
         }
-        for (key, tensor), size, stop in zip(handle.tensors.items(), sizes, stops, strict=True)
+        for (key, one), stop in zip(outlines.items(), stops, strict=True)
     }
-    handle.stops = stops
-    tensors, metadata = parse(path, json.dumps(header).encode(), sum(sizes))
-    return Source(path, handle, handle.size, handle.size, tensors, metadata)
+    total = sum(one.nbytes for one in outlines.values())
+    tensors, metadata = parse(path, json.dumps(header).encode(), total)
+    return Source(path, handle, size, size, tensors, metadata, unread)
+
+
+def unpickled(path: Path, expected: Mapping[str, Outlined]) -> "Unpickled":
+    """An open pickle. Raises AdapterError where its tensors are not those that are expected."""
+    handle = Unpickled(path)
+    if list(handle.outlines.items()) != list(expected.items()):
+        raise AdapterError(
+            f"{path} holds other tensors than its beginning says.",
+            "no program writes such a file: do not use it",
+        )
+    return handle
 
 
 class Unpickled(OnDisk):
@@ -70,7 +97,11 @@ class Unpickled(OnDisk):
             _check_zip(path, file)
             file.seek(0)
             self.tensors = _tensors(path, file, self.size)
-        self.stops: list[int] = []
+        self.outlines = {
+            key: Outlined(_dtype(path, key, tensor), tuple(tensor.shape))
+            for key, tensor in self.tensors.items()
+        }
+        self.stops = list(accumulate(one.nbytes for one in self.outlines.values()))
 
     def read_at(self, count: int, start: int) -> bytes:
         """Up to `count` bytes from `start` on, of the file or of one tensor."""
