@@ -63,9 +63,10 @@ def stages(
     naming the step; OutputError where an output is taken or would replace one of the adapters, and
     UsageError where one is in the place of another.
     """
-    _check(workflow, adapters, places)
+    _check_base(workflow, adapters)
+    outputs = [Path(step.output).expanduser() for step in workflow.steps if step.output]
+    _check_outputs(outputs, (), adapters, places.force)
     results: dict[str | None, Adapter] = {}
-    finals: list[Path] = []
     given = iter(adapters)
     for number, step in enumerate(workflow.steps, 1):
         names = [named.reference for named in step.recipe.adapters]
@@ -79,10 +80,8 @@ def stages(
             if len(workflow.steps) > 1 and not isinstance(error, OutputError):
                 error.message = f"step {number} ({step.recipe.name}): {error.message}"
             raise
-        if written:
-            free_place(adapters, str(stage.final), places.force)
-            finals.append(stage.final)
-            check_apart(finals, "give each step an output beside the others")
+        if last and step.output is None:
+            _check_outputs([stage.final], outputs, adapters, places.force)
         yield stage
         if not last:
             results[step.name] = made(stage)
@@ -118,8 +117,7 @@ def plan_derivation(asked: Derivation, inputs: Sequence[Adapter]) -> Plan:
     return make_plan(asked.squeeze, [derived])
 
 
-def _check(workflow: Workflow, adapters: Sequence[Adapter], places: Places) -> None:
-    """Raise for adapters of another base model than the recipe's, and for outputs there already."""
+def _check_base(workflow: Workflow, adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         if workflow.base_model and adapter.base_model not in (None, workflow.base_model):
             raise IncompatibleError(
@@ -127,9 +125,15 @@ def _check(workflow: Workflow, adapters: Sequence[Adapter], places: Places) -> N
                 f"recipe says base_model: {workflow.base_model}.",
                 "leave base_model out to merge all the same",
             )
-    for step in workflow.steps:
-        if step.output is not None:
-            free_place(adapters, step.output, places.force)
+
+
+def _check_outputs(
+    outputs: Sequence[Path], others: Sequence[Path], adapters: Sequence[Adapter], force: bool
+) -> None:
+    """Raise for outputs in the place of each other, of `others`, of adapters or of anything."""
+    check_apart([*others, *outputs], "give each step an output beside the others")
+    for output in outputs:
+        free_place(adapters, str(output), force)
 
 
 def outline(stage: Stage, directory: Path) -> Adapter:

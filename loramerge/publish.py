@@ -63,13 +63,14 @@ def free_place(adapters: Sequence[Adapter], out: str, force: bool) -> Path:
 
 def check_apart(finals: Sequence[Path], hint: str) -> None:
     """Raise UsageError where a result would be written in the place of another, or into it."""
-    resolved = [final.resolve() for final in finals]
-    for place, one in enumerate(resolved):
-        if one in resolved[:place]:
-            raise UsageError(f"several results would be written to {finals[place]}.", hint)
-        for other, final in zip(resolved, finals, strict=True):
-            if other in one.parents:
-                raise UsageError(f"{finals[place]} lies in {final}, which is another result.", hint)
+    known: dict[Path, Path] = {}
+    for final in finals:
+        if known.setdefault(final.resolve(), final) is not final:
+            raise UsageError(f"several results would be written to {final}.", hint)
+    for place, final in known.items():
+        for above in place.parents:
+            if above in known:
+                raise UsageError(f"{final} lies in {known[above]}, which is another result.", hint)
 
 
 def default_name(plan: Plan) -> str:
