@@ -56,6 +56,10 @@ class LowRank(Struct, frozen=True):
         return int(self.A.shape[-2])
 
 
+# Where updates of a module are told apart: by what they read, by that and what they write, nowhere.
+Sides: TypeAlias = Literal["input", "both", "none"]
+
+
 class Updates(Struct, frozen=True):
     """What a merge method sees of one module (or a batch of equal ones).
 
@@ -68,7 +72,8 @@ class Updates(Struct, frozen=True):
     `present` says of every adapter of the merge whether it has the module; () where all have it.
     `names` are those of the modules, one for each batch item; `known` is what the method's census
     of the whole adapter found, None without one. `siblings` are each adapter's updates of the other
-    modules that read the same input, where the method asks for them.
+    modules that read the same input, where the method asks for them, and `sides` those on which
+    updates of such modules are worth telling apart.
     """
 
     factors: tuple[LowRank, ...]
@@ -82,6 +87,7 @@ class Updates(Struct, frozen=True):
     names: tuple[str, ...] = ()
     known: Any = None
     siblings: tuple[tuple[LowRank, ...], ...] = ()
+    sides: Sides = "none"
 
     @property
     def count(self) -> int:

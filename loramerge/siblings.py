@@ -1,8 +1,11 @@
-"""Which modules of a model read the same input, told by their names."""
+"""What a module does in its model, and which others read the same input, told by their names."""
 
+import re
 from collections.abc import Collection
 
-__all__ = ["siblings"]
+from loramerge.adapter import Sides
+
+__all__ = ["siblings", "sides"]
 
 # Projections of one input, as model code names them: queries, keys and values of an attention.
 ATTENTION = (
@@ -16,6 +19,31 @@ ATTENTION = (
 GATES = (("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
 # In these blocks queries come from one sequence, keys and values from another.
 CROSS = ("cross", "attn2", "encoder_attn", "encdecattention", "encoder_decoder")
+# Values, and projections that hold queries, keys and values in one.
+VALUES = re.compile(
+    r"(?:.*[._])?(?:v_proj|value|to_v|wv|v|v_lin|qkv|qkv_proj|to_qkv|wqkv|c_attn|query_key_value)",
+    re.IGNORECASE,
+)
+# Queries and keys, and what puts the heads of an attention together again.
+MATCHED = re.compile(
+    r"(?:.*[._])?(?:[qk]_proj|query|key|to_[qk]|w[qk]|[qk]|[qk]_lin)", re.IGNORECASE
+)
+JOINED = re.compile(
+    r".*att[a-z]*\d*[._](?:output[._])?"
+    r"(?:o|o_proj|out_proj|to_out(?:[._]0)?|to_add_out|wo|out_lin|c_proj|proj|dense)",
+    re.IGNORECASE,
+)
+
+
+def sides(name: str) -> Sides:
+    """On which sides updates of a module are worth telling apart.
+
+    What a task asks of an attention can be seen in what its updates read, and but for values in
+    what they write. Elsewhere, as in MLPs, every task reads the same and writes where others do.
+    """
+    if VALUES.fullmatch(name):
+        return "input"
+    return "both" if MATCHED.fullmatch(name) or JOINED.fullmatch(name) else "none"
 
 
 def siblings(name: str, names: Collection[str]) -> tuple[str, ...]:

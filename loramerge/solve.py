@@ -16,7 +16,7 @@ from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
-from loramerge.reading import read_updates, readers_beside
+from loramerge.reading import read_updates, readers_beside, sides_of
 
 __all__ = [
     "Seen",
@@ -70,7 +70,7 @@ def batches(plans: Sequence[Plan], compute: Compute) -> Iterator[tuple[Aligned, 
     """Modules in groups that can be computed together: same shape, ranks, scalings, weights.
 
     The plans are of the same modules. Where the first one's method looks at siblings, they have the
-    same ranks too.
+    same ranks too, and all modules do the same.
     """
     plan = plans[0]
     groups: dict[object, list[Aligned]] = {}
@@ -80,7 +80,7 @@ def batches(plans: Sequence[Plan], compute: Compute) -> Iterator[tuple[Aligned, 
             tuple(s.rank for s in readers_beside(plan, module, place))
             for place in range(len(members))
         )
-        key = (module.model.shape, members, module.weights, beside)
+        key = (module.model.shape, members, module.weights, beside, sides_of(plan, module))
         groups.setdefault(key, []).append(module)
     for group in groups.values():
         size = compute.batch(max(_entries(plan, group[0]) for plan in plans))

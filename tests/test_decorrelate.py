@@ -1,6 +1,7 @@
 """Decorrelate: its formulas written out dense in float64, its laws, and whose input is whose."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from msgspec.structs import replace
 import loramerge as lm
 from loramerge.adapter import LowRank, Updates
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
-from loramerge.siblings import siblings
+from loramerge.algorithms.tsv import TsvOptions, tsv
+from loramerge.siblings import siblings, sides
 from tests.entries import apart, low_rank
 from tests.updates import dense, gaussian, near
 
@@ -29,7 +31,7 @@ def updates_of(
 
 
 def merged(updates: Updates, options: DecorrelateOptions | None = None) -> np.ndarray:
-    return dense(low_rank(decorrelate(updates, options or DecorrelateOptions())))
+    return dense(low_rank(decorrelate(updates, options or DecorrelateOptions(sides="both"))))
 
 
 def three(rng: np.random.Generator) -> tuple[list[LowRank], tuple[tuple[LowRank, ...], ...]]:
@@ -43,16 +45,27 @@ def three(rng: np.random.Generator) -> tuple[list[LowRank], tuple[tuple[LowRank,
     return factors, tuple(beside)
 
 
-def written_out(updates: Updates, ridge: float, flatten: float) -> np.ndarray:
+def regression(W: list[np.ndarray], inputs: list[np.ndarray], ridge: float) -> np.ndarray:
+    """W (H + l I)^-1 of the docstring, of unit length."""
+    H, n = sum(inputs), len(inputs[0])
+    R = sum(w @ G for w, G in zip(W, inputs, strict=True))
+    R = R @ np.linalg.inv(H + ridge * np.trace(H) / n * np.eye(n))
+    unit: np.ndarray = R / np.linalg.norm(R)
+    return unit
+
+
+def written_out(updates: Updates, ridge: float, flatten: float, both: bool) -> np.ndarray:
     """The docstring, line by line, with n x n matrices and a full SVD."""
     D = [dense(f)[0] for f in updates.factors]
     W = [w * d for w, d in zip(updates.weights, D, strict=True)]
-    H, top = np.zeros((N, N)), np.zeros((M, N))
+    inputs = []
     for t, own in enumerate(D):
         readers = [own, *(dense(one)[0] for one in (updates.siblings or ((),) * len(D))[t])]
-        G = sum(d.T @ d / np.sum(d**2) for d in readers) / len(readers)
-        H, top = H + G, top + W[t] @ G
-    R = top @ np.linalg.inv(H + ridge * np.trace(H) / N * np.eye(N))
+        inputs.append(sum(d.T @ d / np.sum(d**2) for d in readers) / len(readers))
+    R = regression(W, inputs, ridge)
+    if both:
+        outputs = [d @ d.T / np.sum(d**2) for d in D]
+        R = R + regression([w.T for w in W], outputs, ridge).T
     S, norms = sum(W), [np.linalg.norm(w) for w in W]
     T, length = len(D), np.linalg.norm(S)
     effective = min(max(sum(norms) ** 2 / length**2, 1), T)
@@ -68,14 +81,25 @@ def written_out(updates: Updates, ridge: float, flatten: float) -> np.ndarray:
 
 @each_weighting
 @pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("sides", ["input", "both"])
 def test_thin_factors_give_what_the_formulas_give_in_full(
-    rng: np.random.Generator, weights: tuple[float, ...], beside: bool
+    rng: np.random.Generator,
+    weights: tuple[float, ...],
+    beside: bool,
+    sides: Literal["input", "both"],
 ) -> None:
     factors, others = three(rng)
     updates = updates_of(factors, weights, others if beside else ())
-    found = merged(updates, DecorrelateOptions(ridge=0.3, flatten=0.5))
+    found = merged(updates, DecorrelateOptions(ridge=0.3, flatten=0.5, sides=sides))
     # the factors are float32
-    assert apart(found, written_out(updates, 0.3, 0.5)[None]) < 1e-5
+    assert apart(found, written_out(updates, 0.3, 0.5, sides == "both")[None]) < 1e-5
+
+
+def test_where_no_side_is_told_apart_it_is_tsv(rng: np.random.Generator) -> None:
+    updates = updates_of(three(rng)[0])
+    wanted = dense(low_rank(tsv(updates, TsvOptions())))
+    assert np.array_equal(merged(updates, DecorrelateOptions(sides="none")), wanted)
+    assert np.array_equal(merged(updates, DecorrelateOptions()), wanted)  # no name says more
 
 
 def test_one_adapter_and_copies_of_it_come_back_unchanged(rng: np.random.Generator) -> None:
@@ -114,10 +138,37 @@ def test_near_copies_of_opposite_weight_leave_no_more_than_their_difference(
 def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Generator) -> None:
     a = LowRank(np.eye(4, N, dtype=np.float32)[None], gaussian(rng, M, N, 4).B)
     b = LowRank(np.eye(4, N, 4, dtype=np.float32)[None], gaussian(rng, M, N, 4).B)
-    W = merged(updates_of([a, b]), DecorrelateOptions(ridge=1e-6, flatten=1.0))
+    W = merged(updates_of([a, b]), DecorrelateOptions(ridge=1e-6, flatten=1.0, sides="input"))
     total = dense(a) + dense(b)
     # at right angles the regression is the sum but for its length, less what the ridge takes
     assert apart(W / np.linalg.norm(W), total / np.linalg.norm(total)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    {
+        "both": (
+            "layers.0.self_attn.q_proj",
+            "layers.0.self_attn.o_proj",
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
+            "encoder.layer.0.attention.output.dense",
+            "encoder.block.0.layer.0.SelfAttention.o",
+            "h.0.attn.c_proj",
+        ),
+        "input": ("layers.0.self_attn.v_proj", "blocks.0.attn.qkv", "h.0.attn.c_attn"),
+        "none": (
+            "layers.0.mlp.down_proj",
+            "layers.0.feed_forward.w2",
+            "encoder.layer.0.output.dense",
+            "encoder.block.0.layer.1.DenseReluDense.wo",
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj",
+            "down_blocks.0.attentions.0.proj_in",
+            "0",
+        ),
+    }.items(),
+)
+def test_what_a_module_does_is_told_by_name(wanted: str, names: tuple[str, ...]) -> None:
+    assert {sides(name) for name in names} == {wanted}
 
 
 def test_siblings_are_told_by_name() -> None:

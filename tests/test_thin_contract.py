@@ -63,7 +63,7 @@ LEAPS = (
         ): "a mean over more entries as one changes sides",
         (
             "decorrelate",
-            "",
+            "sides=input",
             "shared A",
         ): "inputs that are nearly the same are told apart, by 1.1e-2",
     }

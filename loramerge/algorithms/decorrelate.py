@@ -1,12 +1,13 @@
-"""Decorrelate: a regression that undoes the overlap of what adapters read."""
+"""Decorrelate: a regression that undoes the overlap of what adapters read and write."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
 from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.linalg.factors import Grams, by_owner, concat, doubled, grams
+from loramerge.algorithms._orthogonal import orthogonal_sum
+from loramerge.linalg.factors import by_owner, concat, doubled, grams
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
@@ -26,6 +27,14 @@ class DecorrelateOptions(Options, frozen=True):
         float,
         Meta(gt=0, description="Ridge of the regression, relative to the mean input energy."),
     ] = 0.4
+    sides: Annotated[
+        Literal["auto", "input", "both", "none"],
+        Meta(
+            description="Where updates are told apart: by what they read (input), by that and what "
+            "they write (both), or nowhere: as tsv does (none). auto goes by names: both for "
+            "queries, keys and outputs of attention, input for values, none elsewhere."
+        ),
+    ] = "auto"
     flatten: Annotated[
         float,
         Meta(
@@ -51,6 +60,17 @@ class Agreement(NamedTuple):
     length: Array
 
 
+class Part(NamedTuple):
+    """A regression, what makes it of length 1, and the condition of its inverse. Both [*b]
+
+    The condition is that on the inputs there are, the span of F's rows.
+    """
+
+    update: LowRank
+    unit: Array
+    condition: Array
+
+
 @merger(
     "decorrelate",
     paper="ours",
@@ -63,7 +83,7 @@ class Agreement(NamedTuple):
     siblings=True,
 )
 def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
-    """Regress the updates on the inputs each has learned from, read off the adapters alone.
+    """Regress updates of attention on what each has learned from, read off the adapters alone.
 
     What a merged W should do is answer every task's inputs as that task's update does: minimise
     sum_t tr((W - dW_t) G_t (W - dW_t)^T) over W, G_t the covariance of task t's inputs. No inputs
@@ -72,11 +92,15 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     modules j of adapter t that read the same input (q, k, v; gate, up; any other module alone),
     W = (sum_t w_t dW_t G_t) (H + ridge tr(H)/n I)^-1,  H = sum_t G_t.
     So each update keeps its B and gets another A: what several updates listen to is shared out,
-    what one alone listens to stays its own. Then the leading singular values (as many as an input
-    has ranks on average) are raised to the power `flatten`, which keeps the directions of quiet
-    tasks from drowning, and brought to the length min(||S||, (sum_t n_t)^2 / (T ||S||)), S the
-    weighted sum and n_t = ||w_t dW_t||: that of the sum for updates at right angles, of one for
-    copies.
+    what one alone listens to stays its own. The same on the output side, of dW_t^T, gives another
+    B to each A; queries, keys and output projections of attention get half of both, each of unit
+    length, values the first alone. All other modules are merged as by `tsv`: in an MLP every task
+    reads the same inputs, and shared out among eight they are too weak to do what they did.
+
+    Then the leading singular values (as many as an input has ranks on average) are raised to the
+    power `flatten`, which keeps the directions of quiet tasks from drowning, and brought to the
+    length min(||S||, (sum_t n_t)^2 / (T ||S||)), S the weighted sum and n_t = ||w_t dW_t||: that of
+    the sum for updates at right angles, of one for copies.
 
     Copies need no decorrelation. With T_eff = (sum_t n_t)^2 / ||S||^2 in [1, T] and
     d = (1 - 1/T_eff) / (1 - 1/T), the regression has share d and S share 1 - d, each of unit
@@ -95,16 +119,32 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     Modules are known as readers of one input by their names; where names say nothing each stands
     alone, which costs .05.
     """
+    sides = updates.sides if options.sides == "auto" else options.sides
+    if sides == "none":
+        return orthogonal_sum(updates)
     updates = replace(updates, factors=tuple(map(doubled, updates.factors)))
-    ranks = [factor.rank for factor in updates.factors]
     whole = concat(updates.factors, updates.weights)
     known = grams(whole)
-    agreement = _agreement(by_owner(known.B * known.A, ranks))
-    A, square, condition = _regressed(updates, options.ridge)
-    A = _blended(A, whole.A, by_owner(known.B * square, ranks), agreement)
-    found = decompose(LowRank(A=A, B=whole.B), Grams(B=known.B, A=gram(A.mT)))
-    lengthened = _lengthened(found, updates, agreement, options.flatten)
-    return replace(lengthened, condition=condition)
+    agreement = _agreement(by_owner(known.B * known.A, _ranks(updates)))
+    parts = [_regressed(updates, whole, options.ridge)]
+    if sides == "both":
+        turned = replace(updates, factors=tuple(map(_turned, updates.factors)), siblings=())
+        part = _regressed(turned, concat(turned.factors, turned.weights), options.ridge)
+        parts.append(part._replace(update=_turned(part.update)))
+    found = decompose(_blended(whole, parts, agreement))
+    condition = parts[0].condition
+    for part in parts[1:]:
+        condition = namespace(condition).maximum(condition, part.condition)
+    return replace(_lengthened(found, updates, agreement, options.flatten), condition=condition)
+
+
+def _turned(update: LowRank) -> LowRank:
+    """dW^T."""
+    return LowRank(A=update.B.mT, B=update.A.mT)
+
+
+def _ranks(updates: Updates) -> list[int]:
+    return [factor.rank for factor in updates.factors]
 
 
 def _agreement(P: Array) -> Agreement:
@@ -144,12 +184,11 @@ def _inputs(updates: Updates, place: int) -> list[Array]:
     return blocks
 
 
-def _regressed(updates: Updates, ridge: float) -> tuple[Array, Array, Array]:
-    """The A of dW_t G_t (H + l I)^-1 of all updates, l = ridge tr(H)/n: [*b, s, n].
+def _regressed(updates: Updates, whole: LowRank, ridge: float) -> Part:
+    """sum_t w_t dW_t G_t (H + l I)^-1, l = ridge tr(H)/n; `whole` is the weighted sum.
 
     In thin space (Woodbury): with F = [F_1; ..; F_T] and H = F^T F, F_t (F^T F + l I)^-1 is rows of
-    (F F^T + l I)^-1 F. Also A A^T [*b, s, s], and the condition of the inverse on the inputs there
-    are, the span of F's rows [*b].
+    (F F^T + l I)^-1 F.
     """
     inputs = [_inputs(updates, place) for place in range(len(updates.factors))]
     xp = namespace(inputs[0][0])
@@ -168,24 +207,44 @@ def _regressed(updates: Updates, ridge: float) -> tuple[Array, Array, Array]:
     mix = xp.concat(rows, axis=-2)
     values = xp.linalg.eigvalsh(K)
     least = xp.clip(values[..., -min(F.shape[-2:])], min=0.0)
-    return mix @ F, mix @ K @ mix.mT, (values[..., -1] + energy) / (least + energy)
+    return Part(
+        update=LowRank(A=mix @ F, B=whole.B),
+        unit=_unit(by_owner(gram(whole.B) * (mix @ K @ mix.mT), _ranks(updates))),
+        condition=(values[..., -1] + energy) / (least + energy),
+    )
 
 
-def _blended(A: Array, own: Array, P: Array, agreement: Agreement) -> Array:
-    """The A of the regression, and as much of that of the sum as the updates agree. [*b, s, n]
-
-    Each is as long as makes its update one of unit length; P are inner products of the regression's
-    parts [*b, k, k].
-    """
+def _unit(P: Array) -> Array:
+    """What makes a sum of updates of length 1, from their inner products P; 0 for nothing."""
     xp = namespace(P)
     square, size = xp.sum(P, axis=(-2, -1)), xp.sum(xp.linalg.diagonal(P), axis=-1)
     clear = square > CANCELLED * size
     root = xp.where(clear, square, xp.ones_like(square)) ** -0.5
-    share = agreement.difference * xp.where(clear, root, xp.zeros_like(root))
-    total = agreement.total
-    rest = (1 - agreement.difference) / xp.where(total > 0, total, xp.ones_like(total))
-    blended: Array = share[..., None, None] * A + rest[..., None, None] * own
-    return blended
+    found: Array = xp.where(clear, root, xp.zeros_like(root))
+    return found
+
+
+def _blended(whole: LowRank, parts: list[Part], agreement: Agreement) -> LowRank:
+    """The regression, and as much of the sum as the updates agree, each of unit length.
+
+    Of two regressions it is half of each.
+    """
+    xp = namespace(agreement.total)
+    first, *others = parts
+    unit = agreement.difference
+    for part in others:
+        across = (first.update.B.mT @ part.update.B) * (first.update.A @ part.update.A.mT)
+        cosine = first.unit * part.unit * xp.sum(across, axis=(-2, -1))
+        live = like(first.unit > 0, unit) + like(part.unit > 0, unit) + 2 * cosine
+        unit = unit * xp.where(live > CANCELLED, live, xp.ones_like(live)) ** -0.5
+    rest = (1 - agreement.difference) / xp.where(
+        agreement.total > 0, agreement.total, xp.ones_like(unit)
+    )
+    share = (first.unit * unit)[..., None, None]
+    blended = LowRank(share * first.update.A + rest[..., None, None] * whole.A, whole.B)
+    return concat(
+        [blended, *(part.update for part in others)], [1.0, *(p.unit * unit for p in others)]
+    )
 
 
 def _lengthened(
