@@ -9,11 +9,14 @@ from collections.abc import Mapping
 
 from loramerge._lazy import np
 from loramerge.adapter import Array, Form, LowRank, Module, TensorInfo, TensorSource
-from loramerge.errors import AdapterError
+from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import INCOMPLETE
 from loramerge.io._source import FLOATS, QUANTISED
 
 __all__ = ["full", "hadamard", "kronecker", "tucker"]
+
+# Dimensions of what has a kernel: of one to three dimensions.
+CORES = (3, 4, 5)
 
 Tensors = Mapping[str, TensorInfo]
 Roles = Mapping[str, str]
@@ -24,8 +27,9 @@ def tucker(name: str, roles: Roles, tensors: Tensors) -> tuple[Module, float]:
 
     Returns the module and the rank that divides alpha, as all here do.
     """
-    up, mid, down = (_shape(roles, tensors, role) for role in ("B", "mid", "A"))
-    fits = len(mid) > 2 and up[1] == mid[0] and mid[1] == down[0]
+    up, down = (_shape(name, roles, tensors, role, (2, *CORES)) for role in "BA")
+    mid = _shape(name, roles, tensors, "mid", CORES)
+    fits = up[1] == mid[0] and mid[1] == down[0] and {*up[2:], *down[2:]} <= {1}
     _check(name, fits, up, mid, down)
     return _module(name, roles, tensors, (up[0], down[1], *mid[2:]), mid[0], _tucker), down[0]
 
@@ -42,9 +46,9 @@ def hadamard(name: str, roles: Roles, tensors: Tensors) -> tuple[Module, float]:
 
     w_a [out, r], w_b [r, in]; with a core t [r, r, *k]: w_a [r, out], w_b [r, in].
     """
-    a, b, other, last = (_shape(roles, tensors, r) for r in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    a, b, other, last = (_shape(name, roles, tensors, r) for r in ("w1_a", "w1_b", "w2_a", "w2_b"))
     if "t1" in roles or "t2" in roles:
-        core, second = (_shape(roles, tensors, role) for role in ("t1", "t2"))
+        core, second = (_shape(name, roles, tensors, role, CORES) for role in ("t1", "t2"))
         fits = core[:2] == (a[0], b[0]) and second[:2] == (other[0], last[0])
         fits = fits and (a[1], b[1], core[2:]) == (other[1], last[1], second[2:])
         _check(name, fits, a, core, b, other, second, last)
@@ -84,7 +88,7 @@ def kronecker(name: str, roles: Roles, tensors: Tensors) -> tuple[Module, float]
     """
     sides = [_side(name, roles, tensors, i) for i in (1, 2)]
     (m1, n1, _), (m2, n2, kernel) = sides
-    split = next((_shape(roles, tensors, f"w{i}_b")[0] for i in (1, 2) if f"w{i}_b" in roles), 0)
+    split = next((tensors[roles[b]].shape[0] for b in ("w1_b", "w2_b") if b in roles), 0)
     inner = [_inner(roles, tensors, i, sides[i - 1]) for i in (1, 2)]
     shape = (m1 * m2, n1 * n2, *kernel)
     return _module(name, roles, tensors, shape, inner[0] * inner[1], _kronecker), split
@@ -93,15 +97,16 @@ def kronecker(name: str, roles: Roles, tensors: Tensors) -> tuple[Module, float]
 def _side(name: str, roles: Roles, tensors: Tensors, i: int) -> tuple[int, int, tuple[int, ...]]:
     """Rows, columns and kernel of one factor of a Kronecker product."""
     if f"w{i}" in roles:
-        rows, columns, *kernel = _shape(roles, tensors, f"w{i}")
+        sizes = (2,) if i == 1 else (2, *CORES)
+        rows, columns, *kernel = _shape(name, roles, tensors, f"w{i}", sizes)
         return rows, columns, tuple(kernel)
-    a, b = (_shape(roles, tensors, f"w{i}_{end}") for end in "ab")
+    a, b = (_shape(name, roles, tensors, f"w{i}_{end}") for end in "ab")
     if i == 2 and "t2" in roles:
-        t = _shape(roles, tensors, "t2")
+        t = _shape(name, roles, tensors, "t2", CORES)
         _check(name, t[:2] == (a[0], b[0]), a, t, b)
         return a[1], b[1], t[2:]
     _check(name, a[1] == b[0], a, b)
-    return a[0], b[1], b[2:]
+    return a[0], b[1], ()
 
 
 def _inner(roles: Roles, tensors: Tensors, i: int, side: tuple[int, int, tuple[int, ...]]) -> int:
@@ -109,7 +114,7 @@ def _inner(roles: Roles, tensors: Tensors, i: int, side: tuple[int, int, tuple[i
     rows, columns, kernel = side
     if f"w{i}" in roles:
         return min(rows, columns * math.prod(kernel))
-    return _shape(roles, tensors, f"w{i}_a")[0 if i == 2 and "t2" in roles else 1]
+    return tensors[roles[f"w{i}_a"]].shape[0 if i == 2 and "t2" in roles else 1]
 
 
 def _kronecker(source: TensorSource, module: Module) -> LowRank:
@@ -128,9 +133,7 @@ def _factor(source: TensorSource, keys: Roles, i: int) -> LowRank:
 
 def full(name: str, roles: Roles, tensors: Tensors) -> tuple[Module, float]:
     """A whole difference of weights, `.diff`: of every rank, and never scaled."""
-    shape = _shape(roles, tensors, "diff")
-    if len(shape) < 2:
-        raise AdapterError(f"{name}: {roles['diff']} is {list(shape)}, no matrix.", INCOMPLETE)
+    shape = _shape(name, roles, tensors, "diff", (2, *CORES))
     return _module(name, roles, tensors, shape, min(shape[0], math.prod(shape[1:])), _full), 0
 
 
@@ -146,14 +149,26 @@ def _beside_identity(W: Array) -> LowRank:
     return LowRank(A=np.eye(columns, dtype=W.dtype), B=W)
 
 
-def _shape(roles: Roles, tensors: Tensors, role: str) -> tuple[int, ...]:
-    """The shape of the tensor of a role; of none where there is none, which then fits nothing."""
-    return tensors[roles[role]].shape if role in roles else ()
+def _shape(
+    name: str, roles: Roles, tensors: Tensors, role: str, sizes: tuple[int, ...] = (2,)
+) -> tuple[int, ...]:
+    """The shape of the tensor of a role, which must have one of these numbers of dimensions."""
+    if role not in roles:
+        raise AdapterError(
+            f"{name} has {listed(sorted(roles.values()), 4)}, but no {role}.", INCOMPLETE
+        )
+    shape = tensors[roles[role]].shape
+    if len(shape) not in sizes:
+        wanted = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+        raise AdapterError(
+            f"{roles[role]} is {list(shape)}, where {wanted} dimensions are expected.", INCOMPLETE
+        )
+    return shape
 
 
 def _check(name: str, fits: bool, *shapes: tuple[int, ...]) -> None:
     if not fits:
-        found = " and ".join(str(list(shape)) if shape else "a missing tensor" for shape in shapes)
+        found = " and ".join(str(list(shape)) for shape in shapes)
         raise AdapterError(f"{name}: {found} do not multiply.", INCOMPLETE)
 
 

@@ -64,7 +64,10 @@ def read(given: Given) -> Adapter:
 def _cored(source: TensorSource, module: Module) -> LowRank:
     """A, and B times the core."""
     A, B, core = (source.array(module.keys[role]) for role in ("A", "B", "core"))
-    return LowRank(A=A, B=B @ core)
+    return LowRank(
+        A=A.reshape(module.rank, module.in_features),
+        B=B.reshape(module.out_features, module.rank) @ core,
+    )
 
 
 LAYOUT = Layout(

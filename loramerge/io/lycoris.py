@@ -108,15 +108,16 @@ def _module(source: Source, name: str, roles: dict[str, str]) -> tuple[Module, b
         module, divisor = make(name, own, source.tensors)
     elif "diff" in own:
         module, divisor = full(name, own, source.tensors)
-    elif "mid" in own:
-        module, divisor = tucker(name, own, source.tensors)
     else:
-        if set(own) != {"A", "B"}:
+        if not {"A", "B"} <= set(own):
             raise AdapterError(
                 f"{name}: {listed(sorted(own.values()))} is half a pair.", INCOMPLETE
             )
-        module = pair(name, own, source.tensors[own["A"]], source.tensors[own["B"]], "linear")
-        divisor = module.rank
+        if "mid" in own:
+            module, divisor = tucker(name, own, source.tensors)
+        else:
+            module = pair(name, own, source.tensors[own["A"]], source.tensors[own["B"]], "linear")
+            divisor = module.rank
     if "dora_scale" in roles:
         module = replace(module, keys={**module.keys, "dora_scale": roles["dora_scale"]})
     alpha = alpha_of(source, roles)

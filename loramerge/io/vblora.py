@@ -52,7 +52,11 @@ def read(given: Given) -> Adapter:
         check_pairs(groups, f"A{end}", f"B{end}", where)
     check_pairs(groups, "A indices", "A weights", where)
     if BANK not in source.tensors:
-        raise AdapterError(f"{where} does not hold {BANK}.", "name a file that holds it: --shared")
+        raise AdapterError(
+            f"{where} does not hold {BANK}.",
+            "complete it from a file that holds it: "
+            "loramerge convert ADAPTER --to peft --shared FILE",
+        )
     config = given.config or {}
     topk = config.get("topk", DEFAULT_TOPK)
     if not isinstance(topk, int) or topk < 1:
@@ -65,7 +69,14 @@ def read(given: Given) -> Adapter:
 def _module(source: Source, name: str, roles: Mapping[str, str], topk: int) -> Module:
     a, b = (source.tensors[roles[p if p in roles else f"{p} indices"]].shape for p in "AB")
     bank = source.tensors[BANK]
-    if len(a) != 3 or len(b) != 3 or a[0] != b[1] or len(bank.shape) != 2:
+    fits = len(a) == len(b) == 3 and a[0] == b[1] and len(bank.shape) == 2
+    for part, shape in (("A", a), ("B", b)):
+        if part in roles:
+            fits = fits and shape[2:] == bank.shape[:1]
+        else:  # the last weight is what the others leave of 1
+            weights = source.tensors[roles[f"{part} weights"]].shape
+            fits = fits and weights == (*shape[:2], shape[2] - 1)
+    if not fits:
         raise AdapterError(
             f"{name}: logits {list(a)} and {list(b)} with a bank {list(bank.shape)} do not "
             "multiply.",
@@ -106,6 +117,12 @@ class _Mixture(Struct, frozen=True):
             weights = shares / shares.sum(axis=-1, keepdims=True)
         else:
             indices = _integers(source, keys[f"{part} indices"])
+            if indices.max(initial=0) >= len(bank):
+                raise AdapterError(
+                    f"{keys[f'{part} indices']} names vector {indices.max()} of a bank of "
+                    f"{len(bank)}.",
+                    INCOMPLETE,
+                )
             stored = source.array(keys[f"{part} weights"])
             weights = np.concatenate([stored, 1 - stored.sum(axis=-1, keepdims=True)], axis=-1)
         pieces: Array = (weights[..., None] * bank[indices]).sum(axis=-2)

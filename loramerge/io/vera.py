@@ -54,7 +54,8 @@ def read(given: Given) -> Adapter:
     if set(shared) != {"A", "B"}:
         raise AdapterError(
             f"{where} does not hold vera_A and vera_B, which its vectors scale.",
-            "name a file that holds them, as PEFT saves with save_projection=True: --shared",
+            "complete it from a file that holds them, as PEFT saves with save_projection=True: "
+            "loramerge convert ADAPTER --to peft --shared FILE",
         )
     check_owners(groups, "d", where)
     leaves = {name.rpartition(".")[2] for name in groups}
@@ -73,8 +74,9 @@ def _module(
 ) -> Module:
     keys = {**shared, **roles}
     A, B, d, b = (source.tensors[keys[role]] for role in ("A", "B", "d", "b"))
-    rank, width = A.shape
-    if d.shape != (rank,) or len(b.shape) != 1 or B.shape[1] != rank or b.shape[0] > B.shape[0]:
+    flat = all(len(matrix.shape) == 2 for matrix in (A, B)) and len(d.shape) == len(b.shape) == 1
+    rank, width = A.shape if flat else (0, 0)
+    if not flat or d.shape != (rank,) or B.shape[1] != rank or b.shape[0] > B.shape[0]:
         raise AdapterError(
             f"{roles['d']} {list(d.shape)} and {roles['b']} {list(b.shape)} do not fit vera_A "
             f"{list(A.shape)} and vera_B {list(B.shape)}.",
