@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from loramerge.errors import UsageError
 from loramerge.options import Count, Options, build
 from loramerge.recipe import Named, Recipe, make_recipe
-from loramerge.settings import SaveDtype
+from loramerge.settings import ComputeDtype, SaveDtype
 
 __all__ = ["BakeOptions", "Derivation", "ExtractOptions", "make_baked", "make_extracted"]
 
@@ -34,6 +34,7 @@ class BakeOptions(Options, frozen=True):
         _says("Write a plain LoRA of this rank instead of full weights.", short="-r"),
     ] = None
     save_dtype: SaveDtype = "auto"
+    compute_dtype: ComputeDtype = "float32"
 
 
 class ExtractOptions(Options, frozen=True):
@@ -45,6 +46,7 @@ class ExtractOptions(Options, frozen=True):
     tuned: Annotated[str | None, _says("The model after it was tuned.", metavar="MODEL")] = None
     rank: Annotated[Count | None, _says("Rank of the adapter.", short="-r")] = None
     save_dtype: SaveDtype = "auto"
+    compute_dtype: ComputeDtype = "float32"
 
 
 class Derivation(Struct, frozen=True):
@@ -91,5 +93,9 @@ def make_extracted(adapters: Sequence[Named], values: Mapping[str, object]) -> D
 
 
 def _squeezed(reference: str, options: BakeOptions | ExtractOptions) -> Recipe:
-    values = {"rank": options.rank, "save_dtype": options.save_dtype}
+    values = {
+        "rank": options.rank,
+        "save_dtype": options.save_dtype,
+        "compute_dtype": options.compute_dtype,
+    }
     return make_recipe("squeeze", [Named(reference)], values)

@@ -12,6 +12,7 @@ from loramerge._lazy import np
 from loramerge.adapter import Adapter, Array, Form, LowRank, Module, TensorSource, source_name
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._checkpoint import Checkpoint
+from loramerge.io._grammar import INCOMPLETE
 
 __all__ = [
     "check_base",
@@ -62,7 +63,8 @@ def updated(adapter: Adapter, base: Checkpoint, name: str) -> Array:
     """The weight of a module with its update added, [out, in]; DoRA's magnitudes applied.
 
     DoRA (arXiv:2402.09353, equation 5): W' = m (W + dW) / ||W + dW||, the norm over each row, or
-    over each column where m is stored for columns. Computed in float32.
+    over each column where m is stored for columns: [1, in], as LyCORIS and OneTrainer do, also
+    where the weight is square. Computed in float32. Raises IncompatibleError for m of another size.
     """
     module, update = adapter.modules[name], adapter.read(name)
     turned = bool(adapter.config.get("fan_in_fan_out"))
@@ -71,10 +73,18 @@ def updated(adapter: Adapter, base: Checkpoint, name: str) -> Array:
     if key is None:
         return W
     m = adapter.source.array(key)
-    if m.size == module.out_features:
+    in_columns = "dora_scale" in module.keys and m.shape[0] == 1 < module.out_features
+    if m.size == module.out_features and not in_columns:
         W *= _share(m, np.linalg.norm(W, axis=1))[:, None]
         return W
-    channels = W.reshape(len(W), m.size, -1)
+    inputs = module.in_features // math.prod(module.kernel)
+    if m.size != inputs:
+        raise IncompatibleError(
+            f"{key} is {list(m.shape)}: magnitudes of neither the {module.out_features} rows of "
+            f"{name} nor its {inputs} columns.",
+            INCOMPLETE,
+        )
+    channels = W.reshape(len(W), inputs, -1)
     channels *= _share(m, np.sqrt((channels**2).sum(axis=(0, 2))))[:, None]
     return channels.reshape(W.shape)
 

@@ -10,7 +10,16 @@ from loramerge.linalg.scales import ScaleName
 from loramerge.options import Count, Factor, Options, Ratio, Share
 from loramerge.weights import EXPECTED
 
-__all__ = ["BOUNDS", "GROUPS", "REFINEMENTS", "RULES", "MergeSettings", "SaveDtype", "Settings"]
+__all__ = [
+    "BOUNDS",
+    "GROUPS",
+    "REFINEMENTS",
+    "RULES",
+    "ComputeDtype",
+    "MergeSettings",
+    "SaveDtype",
+    "Settings",
+]
 
 # The rules of kohya's resize_lora, beside which --rank is the most that any module gets.
 RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
@@ -35,6 +44,9 @@ def _says(group: str, description: str, **extra: str) -> Meta:
 SaveDtype: TypeAlias = Annotated[
     Literal["auto", "float32", "float16", "bfloat16"],
     _says(OUTPUT, "Stored dtype; auto is the inputs' common one."),
+]
+ComputeDtype: TypeAlias = Annotated[
+    Literal["float32", "float64"], _says(COMPUTING, "Dtype of the factors while computing.")
 ]
 
 
@@ -137,9 +149,7 @@ class Settings(Options, frozen=True):
             },
         ),
     ] = "auto"
-    compute_dtype: Annotated[
-        Literal["float32", "float64"], _says(COMPUTING, "Dtype of the factors while computing.")
-    ] = "float32"
+    compute_dtype: ComputeDtype = "float32"
     seed: Annotated[
         int,
         Meta(

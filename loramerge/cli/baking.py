@@ -49,12 +49,17 @@ def bake(adapter: str, base: str, rank: int | None, **wishes: Any) -> None:
             "bake keeps the dtypes of the base; --save-dtype is for an adapter.",
             "leave it out, or add --rank N",
         )
+    if rank is None and wishes["compute_dtype"] is not None:
+        raise UsageError(
+            "bake adds in float32; --compute-dtype is for finding an adapter.",
+            "leave it out, or add --rank N",
+        )
     if rank is None and Path(wishes["out"] or "").suffix == ".safetensors":
         raise UsageError("bake writes a model's directory, not one file.", "name a directory")
     named = named_adapters([adapter], (), wishes["alpha"], wishes["from_"])
     if rank is not None or wishes["save_recipe"] is not None:
-        said = {"base": base, "rank": rank, "save_dtype": wishes["save_dtype"]}
-        _derive("bake", named, those_set(said), push, wishes)
+        said = {"base": base, **those_set({"rank": rank, **_dtypes(wishes)})}
+        _derive("bake", named, said, push, wishes)
         return
     (source,) = opened(named)
     model = open_checkpoint(base)
@@ -101,8 +106,13 @@ def extract(base: str, tuned: str, **wishes: Any) -> None:
 
     own_process()
     push = sending("extract", **{key: wishes.pop(key) for key in TOLD})
-    said = {"rank": wishes["rank"], "save_dtype": wishes["save_dtype"]}
-    _derive("extract", [], {"base": base, "tuned": tuned, **those_set(said)}, push, wishes)
+    said = those_set({"rank": wishes["rank"], **_dtypes(wishes)})
+    _derive("extract", [], {"base": base, "tuned": tuned, **said}, push, wishes)
+
+
+def _dtypes(wishes: dict[str, Any]) -> dict[str, object]:
+    """The dtypes of computing and storing an adapter."""
+    return {name: wishes[name] for name in ("save_dtype", "compute_dtype")}
 
 
 def _derive(

@@ -13,6 +13,7 @@ __all__ = [
     "ALLOW_PICKLE",
     "ALPHA",
     "ANY_ADAPTERS",
+    "COMPUTE_DTYPE",
     "CREATE_PR",
     "DEVICE",
     "DRY_RUN",
@@ -179,6 +180,7 @@ QUIET = Flag(
     help="Print only the result, such as where it was written.",
 )
 SAVE_DTYPE = flag(_DECLARED["save_dtype"])
+COMPUTE_DTYPE = flag(_DECLARED["compute_dtype"])
 DEVICE = flag(_DECLARED["device"])
 # How a result gets to the Hub.
 SENDING = (PUSH, PRIVATE, CREATE_PR, MESSAGE)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramerge.cli.command import Command, Flag, those_set
-from loramerge.cli.flags import ADAPTER, FORCE, INPUTS, OUT_DIR, SAVE_DTYPE, SAVE_RECIPE, SHOWN
+from loramerge.cli.flags import (
+    ADAPTER,
+    COMPUTE_DTYPE,
+    FORCE,
+    INPUTS,
+    OUT_DIR,
+    SAVE_DTYPE,
+    SAVE_RECIPE,
+    SHOWN,
+)
 from loramerge.cli.saving import save_recipe
 from loramerge.errors import UsageError
 from loramerge.patterns import matches
@@ -49,7 +58,8 @@ def split(
     (source,) = opened(inputs)
     jobs, steps = [], []
     for name, taken in _pieces(source, every, modules).items():
-        values = those_set({**taken, "save_dtype": wishes["save_dtype"]})
+        dtypes = {key: wishes[key] for key in ("save_dtype", "compute_dtype")}
+        values = those_set({**taken, **dtypes})
         out = str(Path(out_dir or PIECES, name))
         plan = make_plan(make_recipe("select", inputs, values), [source])
         jobs.append((plan, destination(plan, out, wishes["force"])))
@@ -105,6 +115,7 @@ COMMANDS: dict[str, click.Command] = {
             SAVE_RECIPE,
             FORCE,
             SAVE_DTYPE,
+            COMPUTE_DTYPE,
             *SHOWN,
         ],
         help=split.__doc__,
