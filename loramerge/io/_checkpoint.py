@@ -1,10 +1,11 @@
 """A model's own weights: one safetensors file or shards with an index, tensors on demand."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from loramerge.adapter import Array, TensorInfo
 from loramerge.errors import AdapterError, listed
@@ -15,21 +16,31 @@ __all__ = ["Checkpoint", "open_checkpoint"]
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 INDEX = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 MAX_INDEX = 50_000_000
+WEIGHT = ".weight"
 # What quantisers store beside or instead of a weight.
 QUANTISED = (
     *(".qweight", ".qzeros", ".scales", ".absmax", ".quant_map", ".weight_scale"),
     *(".weight_scale_inv", ".SCB", ".weight_format"),
 )
-# What wrappers put before the names of a model, in checkpoints or in adapters.
-PREFIXES = ("", "model.", "transformer.", "base_model.", "language_model.")
+# What wrappers and pipelines put before the names of a model, in checkpoints or in adapters.
+PREFIXES = (
+    *("", "model.", "transformer.", "base_model.", "language_model."),
+    *("unet.", "text_encoder.", "text_encoder_2.", "diffusion_model.", "model.diffusion_model."),
+)
+# Names in kohya's files: of a component, then its path with underscores for dots.
+FLAT = re.compile(r"(?:lora_(?:unet|te\d?|transformer|prior_unet|prior_te)|lycoris)_(.+)")
 
 
 class Checkpoint(Struct, frozen=True):
-    """An open model: which shard holds which tensor. A TensorSource over all of them."""
+    """An open model: which shard holds which tensor. A TensorSource over all of them.
+
+    `flat` are the keys of weights by their names as kohya writes them; "" where two have one name.
+    """
 
     path: Path
     shards: tuple[Source, ...]
     holders: Mapping[str, Source]
+    flat: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -58,9 +69,12 @@ class Checkpoint(Struct, frozen=True):
         """The key of a module's weight, whatever wrapper names differ by; None without one."""
         for prefix in PREFIXES:
             for name in (prefix + module, module.removeprefix(prefix) if prefix else module):
-                for key in (f"{name}.weight", name):
+                for key in (name + WEIGHT, name):
                     if key in self.holders:
                         return key
+        if flat := FLAT.fullmatch(module):
+            found = (self.flat.get(_flat(prefix) + flat[1]) for prefix in PREFIXES)
+            return next((key for key in found if key), None)
         return None
 
 
@@ -90,7 +104,16 @@ def open_checkpoint(reference: str) -> Checkpoint:
             "update can be added.",
             "name the full-precision model that it was made from",
         )
-    return Checkpoint(directory, shards, holders)
+    flat: dict[str, str] = {}
+    for key in holders:
+        if key.endswith(WEIGHT):
+            name = _flat(key.removesuffix(WEIGHT))
+            flat[name] = "" if name in flat else key
+    return Checkpoint(directory, shards, holders, flat)
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
 
 
 def _files(path: Path, reference: str) -> list[Path]:

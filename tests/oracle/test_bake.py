@@ -1,5 +1,6 @@
 """Baking and extracting against PEFT's merge_and_unload and transformers' own loading."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,79 @@ def test_an_index_that_leaves_its_directory_is_refused(tmp_path: Path) -> None:
     done = typed("bake", tmp_path / "adapter", "--base", tmp_path / "base", "-o", tmp_path / "out")
     assert done.code == 1
     assert "names files outside its directory" in done.err
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4)], ids=["rows", "columns"])
+def test_dora_of_lycoris_is_told_by_its_shape_where_the_weight_is_square(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    """As ComfyUI's weight_decompose and LyCORIS' apply_weight_decompose have it, in float64."""
+    torch.manual_seed(0)
+    W, A, B, m = (torch.randn(*size) for size in ((4, 4), (2, 4), (4, 2), shape))
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    base, file = tmp_path / "unet", tmp_path / "dora.safetensors"
+    base.mkdir()
+    save_file(
+        {"mid_block.attentions.0.proj_in.weight": W},
+        base / "diffusion_pytorch_model.safetensors",
+    )
+    save_file(
+        {
+            f"{name}.lora_down.weight": A,
+            f"{name}.lora_up.weight": B,
+            f"{name}.alpha": torch.tensor(1.0),
+            f"{name}.dora_scale": m,
+        },
+        file,
+    )
+    done = typed("bake", file, "--base", base, "--rank", "4", "-o", tmp_path / "a.safetensors")
+    assert done.code == 0, done.err
+    changed = W.double() + 0.5 * B.double() @ A.double()
+    norms = changed.norm(dim=1 if shape == (4, 1) else 0, keepdim=True)
+    factors = open_adapter(str(tmp_path / "a.safetensors")).read(name)
+    # Computed and stored in float32.
+    np.testing.assert_allclose(
+        factors.B.astype(np.float64) @ factors.A,
+        (m * changed / norms - W).numpy(),
+        atol=2e-6,
+    )
+
+
+def test_magnitudes_of_neither_rows_nor_columns_are_refused(tmp_path: Path) -> None:
+    name = "lora_unet_x"
+    save_file({"x.weight": torch.ones(4, 6)}, tmp_path / "base.safetensors")
+    save_file(
+        {
+            f"{name}.lora_down.weight": torch.ones(2, 6),
+            f"{name}.lora_up.weight": torch.ones(4, 2),
+            f"{name}.dora_scale": torch.ones(5, 1),
+        },
+        tmp_path / "dora.safetensors",
+    )
+    words = ("bake", tmp_path / "dora.safetensors", "--base", tmp_path / "base.safetensors")
+    done = typed(*words, "--rank", "2", "-o", tmp_path / "a")
+    assert done.code == 1
+    assert (
+        "is [5, 1]: magnitudes of neither the 4 rows of lora_unet_x nor its 6 columns" in done.err
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_extract_and_split_compute_in_the_dtype_they_are_told(dtype: str, tmp_path: Path) -> None:
+    save_file({"x.weight": torch.zeros(4, 4)}, tmp_path / "base.safetensors")
+    save_file({"x.weight": torch.eye(4) * 1e-3}, tmp_path / "tuned.safetensors")
+    words = (tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", "--rank", "2")
+    done = typed("extract", *words, "--compute-dtype", dtype, "-o", tmp_path / "a", "--json")
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "a" / "loramerge.json").read_text())
+    assert record["recipe"]["settings"].get("compute_dtype", "float32") == dtype
+    done = typed(
+        "split", tmp_path / "a", "--every", "1", "--compute-dtype", dtype, "--out-dir", tmp_path
+    )
+    assert done.code == 0, done.err
+
+
+def test_a_whole_model_is_baked_without_a_dtype_of_computing(tmp_path: Path) -> None:
+    done = typed("bake", "x", "--base", "y", "--compute-dtype", "float64")
+    assert done.code == 2
+    assert "--compute-dtype is for finding an adapter" in done.err
