@@ -17,6 +17,7 @@ __all__ = [
     "Verdict",
     "another_layout",
     "compared",
+    "converting",
     "left_out",
 ]
 
@@ -44,8 +45,13 @@ def another_layout(adapter: Adapter, wanted: str) -> Verdict:
     reason = f"the {adapter.layout} layout"
     if adapter.variants:
         return Verdict("refused", reason, adapter.variants[0].hint)
+    return Verdict("refused", reason, converting(adapter, wanted))
+
+
+def converting(adapter: Adapter, wanted: str) -> str:
+    """What to type for another layout, which has no place for what stands beside the pairs."""
     extras = " --extras drop" if adapter.extras else ""
-    return Verdict("refused", reason, f"loramerge convert {{0}} --to {wanted}{extras}")
+    return f"loramerge convert {{0}} --to {wanted}{extras}"
 
 
 def left_out(missed: list[str], adapter: Adapter, reason: str, remedy: str) -> Verdict | None:

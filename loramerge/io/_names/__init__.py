@@ -20,7 +20,7 @@ from loramerge.io._names._projections import Heads, Projections, in_form, like
 from loramerge.io._names._table import Family, Found
 from loramerge.io._names._torchtune import across_torchtune
 
-__all__ = ["Heads", "Projections", "alike", "families", "in_form", "renamed"]
+__all__ = ["Heads", "Projections", "alike", "families", "family_of", "in_form", "renamed"]
 
 ONE_LAYOUT = "leave --to out, or give adapters of one layout"
 # Where a file's header says what it was trained on.
@@ -154,8 +154,28 @@ def _one_of(adapter: Adapter, whole: Sequence[Translation]) -> Translation:
 
     Where families differ: the one its base model is called after, or whose every block it adapts.
     """
-    if len({tuple(sorted(translation.key)) for translation in whole}) == 1:
-        return whole[0]
+    likely = _likely(adapter, whole)
+    if len(likely) == 1 or len({tuple(sorted(translation.key)) for translation in whole}) == 1:
+        return likely[0]
+    raise IncompatibleError(
+        f"{adapter.reference}: its module names fit several families of models, "
+        f"{listed([t.family.name for t in whole])}, and mean different layers in each.",
+        ONE_LAYOUT,
+    )
+
+
+def family_of(adapter: Adapter) -> str:
+    """The family of models that explains all names of a pipeline's adapter; "" without one.
+
+    Where several do, and neither its base model nor its blocks tell, the first of the tables.
+    """
+    found = [_translation(adapter, family, "diffusers") for family in families()]
+    whole = [translation for translation in found if not translation.unknown]
+    return _likely(adapter, whole)[0].family.name if whole else ""
+
+
+def _likely(adapter: Adapter, whole: Sequence[Translation]) -> Sequence[Translation]:
+    """The one its base model is called after, or whose every block it adapts; else all."""
     said = (adapter.base_model or "", *(adapter.metadata.get(key, "") for key in ABOUT_BASE))
     base = [re.sub("[^a-z0-9]", "", text.lower()) for text in said]
     for chosen in (
@@ -163,12 +183,8 @@ def _one_of(adapter: Adapter, whole: Sequence[Translation]) -> Translation:
         [t for t in whole if t.complete],
     ):
         if len(chosen) == 1:
-            return chosen[0]
-    raise IncompatibleError(
-        f"{adapter.reference}: its module names fit several families of models, "
-        f"{listed([t.family.name for t in whole])}, and mean different layers in each.",
-        ONE_LAYOUT,
-    )
+            return chosen
+    return whole
 
 
 def _modules(adapter: Adapter, translation: Translation) -> dict[str, Module]:
