@@ -71,8 +71,6 @@ class Outcome:
         return {
             "suite": self.row.suite,
             "name": self.row.name,
-            "method": self.row.method,
-            "values": dict(self.row.values),
             "exact_match": list(self.exact),
             "expected": bar.expected if bar else None,
             "tolerance": bar.tolerance if bar else None,
@@ -171,9 +169,29 @@ def main(words: Sequence[str] | None = None, rows: Sequence[Row] = ALL) -> int:
             "rows": [outcome.as_json() for outcome in outcomes],
         }
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if arguments.record and judge.binding:
+        record(arguments.record, outcomes)
     reached = _goal(outcomes, judge.binding)
     _conclude(outcomes, time.perf_counter() - began)
     return int(not agrees or not reached or any(outcome.failed for outcome in outcomes))
+
+
+def record(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Put what was measured into the file that docs/make.py draws the page from, a row a line.
+
+    Rows that were not measured now stay, and those that there are no longer go.
+    """
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    passing = ("verdict", "seconds")
+    measured = [
+        {key: value for key, value in outcome.as_json().items() if key not in passing}
+        for outcome in outcomes
+        if outcome.exact
+    ]
+    rows = {(row["suite"], row["name"]): row for row in [*known, *measured]}
+    order = [(row.suite, row.name) for row in ALL]
+    lines = [json.dumps(rows[key]) for key in order if key in rows]
+    path.write_text('{"rows": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def _named(row: Row, only: Sequence[str]) -> bool:
@@ -229,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sets", type=Path, default=MADE_HERE, help="where sets lie that are not shipped")
     add("--make", nargs="*", choices=MADE, help="train these that are missing, or all")
     add("--json", type=Path, help="write the rows here too")
+    add("--record", type=Path, help="put them into this file: docs/measured/quality.json")
     return parser
 
 

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import click
 from rich.console import Console
@@ -35,6 +37,8 @@ DOCS = Path(__file__).parent
 TESTBED = DOCS.parent / "fixtures" / "testbed" / "adapters"
 PICTURE, HELP, SCHEMA = "report.svg", "cli.md", "recipe.schema.json"
 WIDTH = 100
+Measured = Mapping[tuple[str, str], float]
+SCALES = ("paper", "auto", "norm", "ls")
 # What the picture shows: typed in a directory with two adapters of the testbed.
 TYPED = (
     ("loramerge cluster a.safetensors b.safetensors -k 16", "."),
@@ -121,6 +125,77 @@ def layouts_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def quality_page() -> str:
+    """What was measured, in tables, between the sentences of measured/quality.md."""
+    rows = json.loads((DOCS / "measured" / "quality.json").read_text("utf-8"))["rows"]
+    found = {(row["suite"], row["name"]): fmean(row["exact_match"]) for row in rows}
+    bars = [
+        [row["suite"], f"`{row['name']}`", _share(fmean(row["exact_match"])), _bar(row)]
+        for row in rows
+        if row["expected"] is not None
+    ]
+    four = {
+        f"{said}, {scale}": f" --rank {rank} --scale {scale}"
+        for said, rank in (("rank 16", 16), ("every rank", "full"))
+        for scale in SCALES[:2]
+    }
+    kinds = {"shared A": "shared", "3e-4": "gentle", "ranks 4 to 32": "mixed"}
+    drawn = {
+        "hard": _measured(found, "hard", four),
+        "easy": _measured(found, "easy", four),
+        "own": _measured(found, "hard", {scale: f" --scale {scale}" for scale in SCALES}),
+        "others": _suites(found, {**kinds, "two": "two", "four": "four"}),
+        "alike": _suites(found, {"four copies": "copies", "two checkpoints": "run"}),
+        "bars": _table(["", "", "measured", "bar"], bars),
+    }
+    page = (DOCS / "measured" / "quality.md").read_text("utf-8")
+    for name, table in drawn.items():
+        page = page.replace(f"{{{name}}}", table)
+    return page
+
+
+def _measured(found: Measured, suite: str, endings: Mapping[str, str]) -> str:
+    """A row for each command of a suite, a column for each way it can end."""
+    commands = {}
+    for ending in endings.values():
+        names = (name.removesuffix(ending) for one, name in found if one == suite)
+        commands |= {name: None for name in names if (suite, name + ending) in found}
+    kept = [one for one in commands if "--rank" not in one]
+    rows = [
+        [f"`{one}`", *(_share(found.get((suite, one + end))) for end in endings.values())]
+        for one in kept
+    ]
+    return _table(["", *endings], rows)
+
+
+def _suites(found: Measured, suites: Mapping[str, str]) -> str:
+    """A row for each command at rank 16, a column for each suite."""
+    names = {name: None for suite, name in found if suite in suites.values() and "--rank" in name}
+    rows = [
+        [
+            f"`{name.replace(' --rank 16', '')}`",
+            *(_share(found.get((suite, name))) for suite in suites.values()),
+        ]
+        for name in names
+    ]
+    return _table(["", *suites], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _share(exact: float | None) -> str:
+    return "" if exact is None else f"{exact:.3f}".removeprefix("0")
+
+
+def _bar(row: Mapping[str, Any]) -> str:
+    if row["tolerance"] is None:
+        return f"at least {_share(row['expected'])}"
+    return f"{_share(row['expected'])} +- {_share(row['tolerance'])}"
+
+
 def schema() -> str:
     """The JSON Schema of recipe files."""
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
@@ -167,7 +242,8 @@ def pages() -> dict[str, Callable[[], str]]:
         f"methods/{method.name}.md": lambda method=method: method_page(method)
         for method in methods().values()
     }
-    return {**found, HELP: cli_page, "layouts.md": layouts_page, PICTURE: picture, SCHEMA: schema}
+    found |= {HELP: cli_page, "layouts.md": layouts_page, "quality.md": quality_page}
+    return {**found, PICTURE: picture, SCHEMA: schema}
 
 
 def same(name: str, drawn: str, stored: str) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from statistics import fmean
 from types import ModuleType
 
 import pytest
@@ -31,6 +32,25 @@ def test_a_score_is_that_of_a_row_of_the_quality_table(name: str, bars: ModuleTy
     assert score.judged
     assert 0 < score.exact_match < 1
     assert score.command == f'python benchmarks/quality.py --only "{score.suite} {score.row}"'
+
+
+@each_scored
+def test_a_score_is_what_was_measured(name: str) -> None:
+    rows = json.loads((ROOT / "docs" / "measured" / "quality.json").read_text("utf-8"))["rows"]
+    score = SCORED[name].score
+    assert score is not None
+    (found,) = (row for row in rows if (row["suite"], row["name"]) == (score.suite, score.row))
+    assert fmean(found["exact_match"]) == pytest.approx(score.exact_match, abs=6e-4)
+
+
+def test_what_was_measured_are_rows_of_the_table_and_meets_their_bars(bars: ModuleType) -> None:
+    stored = json.loads((ROOT / "docs" / "measured" / "quality.json").read_text("utf-8"))["rows"]
+    rows = {(row.suite, row.name): row for row in bars.ROWS}
+    assert [(one["suite"], one["name"]) for one in stored] == list(rows)
+    for one in stored:
+        bar = rows[one["suite"], one["name"]].bar
+        assert one["expected"] == (bar.expected if bar else None)
+        assert bar is None or bar.holds(fmean(one["exact_match"])), one["name"]
 
 
 def test_every_method_that_is_no_surgery_has_a_score() -> None:

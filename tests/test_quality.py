@@ -60,6 +60,19 @@ def test_a_quick_run_prints_its_rows_and_judges_no_bar(quality, capsys, tmp_path
     assert [row["exact_match"] for row in rows] == [[0.0], [pytest.approx(1.0, abs=0.05)]]
 
 
+def test_what_is_recorded_takes_the_place_of_what_was(quality, monkeypatch, tmp_path):
+    file = tmp_path / "rows.json"
+    first, second, gone = (squeezed(quality, 0.9, rank=rank) for rank in (4, 3, 2))
+    monkeypatch.setattr(quality, "ALL", [first, second])
+    quality.record(file, [quality.Outcome(second, (0.5,), ""), quality.Outcome(gone, (0.5,), "")])
+    quality.record(file, [quality.Outcome(first, (0.25,), ""), quality.Outcome(gone, (), "")])
+    quality.record(file, [quality.Outcome(second, (0.75, 0.5), "")])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["exact_match"] for row in rows] == [[0.25], [0.75, 0.5]]
+    assert rows[0].keys() == {"suite", "name", "exact_match", "expected", "tolerance"}
+    assert len(file.read_text().splitlines()) == 2 + len(rows)
+
+
 def test_a_missed_bar_makes_the_command_fail(quality, capsys, monkeypatch):
     # What PEFT makes of 8 x 512 sequences takes long; the quick run asks it.
     monkeypatch.setattr(quality.Judge, "agreement", lambda self, row: (0.5, 0.5))
