@@ -43,7 +43,7 @@ GPU_ENTRIES = 10**9
 
 # Modules at once: on a GPU what fills it, on the CPU what spares the interpreter's time without
 # leaving the cache.
-GPU_BATCH, CPU_BATCH, CPU_ENTRIES = 64, 8, 2**21
+GPU_BATCH, CPU_BATCH, CPU_ENTRIES = 64, 8, 2**20
 
 # Objects between two looks for cycles: what one command makes is mostly kept to its end.
 FEW_OBJECTS = 50_000

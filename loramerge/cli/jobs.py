@@ -47,7 +47,6 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
     from loramerge.cli.planned import show_plans
     from loramerge.cli.progress import progress
     from loramerge.compute import own_process
-    from loramerge.document import recipe_document
     from loramerge.io._hub import fetch
     from loramerge.publish import publish
 
@@ -72,12 +71,17 @@ def run(name: str, method: Method, given: dict[str, Any]) -> None:
         if wishes.out_dir is not None:
             raise UsageError(f"{name} --push sends one result.", "leave out --out-dir")
         wishes.push.check()
-    finals = [final for _, final in jobs]
-    steps = [
-        recipe_document(name, named, values, str(Path(below, final.name)) if below else wishes.out)
-        for (named, below), final in zip(shared, finals, strict=True)
-    ]
-    save_recipe(wishes.save_recipe, steps, finals, wishes.force)
+    if wishes.save_recipe is not None:
+        from loramerge.document import recipe_document
+
+        finals = [final for _, final in jobs]
+        steps = [
+            recipe_document(
+                name, named, values, str(Path(below, final.name)) if below else wishes.out
+            )
+            for (named, below), final in zip(shared, finals, strict=True)
+        ]
+        save_recipe(wishes.save_recipe, steps, finals, wishes.force)
     if wishes.dry_run:
         show_plans(jobs, as_json=wishes.json, quiet=wishes.quiet)
         return
