@@ -139,8 +139,7 @@ def push(
     places: list[str] = []
     for name, keys in PLACES.items():
         if name in files:
-            told, found = _elsewhere(name, _content(files[name]), keys)
-            files[name] = told if found else files[name]
+            files[name], found = _elsewhere(name, _content(files[name]), keys)
             places += found
     card = _content(files[CARD]) if CARD in files else plain_card(opened).encode()
     files[CARD] = _published(card.decode(errors="replace"), repository, places).encode()
@@ -159,8 +158,12 @@ def _elsewhere(name: str, text: bytes, keys: Sequence[str]) -> tuple[bytes, list
     config = parsed(name, text, len(text))
     named = {key: value for key in keys if isinstance(value := config.get(key), str)}
     local = {key: value for key, value in named.items() if is_local(value)}
+    if not local:
+        return text, []
     told = {**config, **dict.fromkeys(local)}
-    return (json.dumps(told, indent=2) + "\n").encode(), list(local.values())
+    # Places such as . and / name nothing, and stand in any text.
+    places = [place for place in local.values() if re.search(r"\w", place)]
+    return (json.dumps(told, indent=2) + "\n").encode(), places
 
 
 def _content(file: Path | bytes) -> bytes:

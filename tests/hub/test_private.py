@@ -73,6 +73,21 @@ def test_a_pushed_directory_does_not_name_the_directory_of_its_base_model(
     assert stored["README.md"].decode().endswith("with PEFT\n\nRank 4.\n")
 
 
+@pytest.mark.parametrize("path", [".", "..", "/", "~"])
+def test_a_directory_without_a_name_is_left_out_and_the_card_stays_whole(
+    path: str, hub: Hub, here: Path, rng: np.random.Generator
+) -> None:
+    write_peft(here / "a", factors(rng, 4), base_model_name_or_path=path)
+    (here / "a" / "tokenizer_config.json").write_text(json.dumps({"name_or_path": path}))
+    card = "---\nlicense: apache-2.0\n---\n\nSee https://x.org/~y. The end...\n"
+    (here / "a" / "README.md").write_text(card)
+    pushed("push", "a", "me/a")
+    stored = hub.repositories["me/a"].head.files
+    assert stored["README.md"].decode() == card
+    assert json.loads(stored["adapter_config.json"])["base_model_name_or_path"] is None
+    assert json.loads(stored["tokenizer_config.json"]) == {"name_or_path": None}
+
+
 def test_a_config_without_directories_is_pushed_byte_for_byte(
     hub: Hub, here: Path, rng: np.random.Generator
 ) -> None:
