@@ -33,14 +33,14 @@ def only(found: dict[str, str], state: str) -> set[str]:
 
 def test_a_plain_adapter_is_right_wherever_pefts_layout_is_read(tmp_path: Path) -> None:
     found = states(plain(tmp_path / "a"))
-    assert only(found, "right") == EVERY - {"mlx", "diffusers"}
+    assert only(found, "right") == EVERY - {"mlx", "diffusers", "ollama"}
 
 
 def test_what_we_write_is_right_everywhere_pefts_layout_is_read(tmp_path: Path) -> None:
     config = {"use_rslora": True, "alpha_pattern": {"v_proj": 7}}
     source = plain(tmp_path / "a", **config)
     assert typed("cat", source, "-o", tmp_path / "out").code == 0
-    assert only(states(tmp_path / "out"), "right") == EVERY - {"mlx", "diffusers"}
+    assert only(states(tmp_path / "out"), "right") == EVERY - {"mlx", "diffusers", "ollama"}
 
 
 # What a config says -> the programs that load it without a word and scale it wrong.
@@ -71,8 +71,8 @@ def test_a_rank_pattern_is_right_where_the_rank_of_tensors_counts(tmp_path: Path
     )
     found = states(path)
     # lora_alpha / 4 is the scale; lora_alpha / r of the config is the others'.
-    assert only(found, "right") == {"peft", "transformers", "llama.cpp", "ollama"}
-    assert only(found, "wrong scale") == {"peft-hotswap", "vllm"}
+    assert only(found, "right") == {"peft", "transformers", "llama.cpp"}
+    assert only(found, "wrong scale") == {"peft-hotswap", "vllm", "ollama"}
     assert "rank of v_proj is not r" in typed("verify", path, "--for", "sglang").out
 
 
@@ -137,6 +137,25 @@ def test_ollama_takes_factors_for_transposed_where_the_rank_is_large(tmp_path: P
     assert f"loramerge squeeze {tmp_path / 'a'} --rank 4" in done.out
 
 
+@pytest.mark.parametrize(
+    ("base", "module", "code"),
+    [
+        ("meta-llama/Llama-3.2-1B", "q_proj", 3),
+        ("meta-llama/Llama-3.2-1B", "v_proj", 0),
+        ("google/gemma-2-2b", "q_proj", 0),
+        ("", "k_proj", 3),
+    ],
+)
+def test_ollama_turns_the_wrong_factor_of_queries_and_keys_of_llama(
+    base: str, module: str, code: int, tmp_path: Path
+) -> None:
+    path = write_peft(tmp_path / "a", {module: pair()}, base_model_name_or_path=base)
+    done = typed("verify", path, "--for", "ollama")
+    assert done.code == code, done.out
+    assert (f"reorders A of {module}, and not the rows of B" in done.out) == bool(code)
+    assert (f"convert_lora_to_gguf.py {path}" in done.out) == bool(code)
+
+
 def test_llama_cpp_turns_factors_of_gpt2_which_is_only_seen_where_a_layer_is_not_square(
     tmp_path: Path,
 ) -> None:
@@ -154,7 +173,7 @@ def test_a_head_is_refused_by_servers(tmp_path: Path) -> None:
 
 def test_targets_that_leave_a_module_out_are_seen_where_they_count(tmp_path: Path) -> None:
     found = states(plain(tmp_path / "a", target_modules=["q_proj"]))
-    assert only(found, "wrong scale") == {"peft", "transformers"}
+    assert only(found, "wrong scale") == {"peft", "transformers", "ollama"}
     assert only(found, "refused") == {"sglang", "mlx", "diffusers"}
 
 

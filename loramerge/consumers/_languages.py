@@ -1,6 +1,7 @@
 """Programs that load adapters of language models in PEFT's layout."""
 
 import math
+import re
 
 from loramerge.adapter import Adapter
 from loramerge.consumers._verdict import (
@@ -19,6 +20,9 @@ from loramerge.io._peft_keys import PREFIX
 __all__ = ["llama_cpp", "ollama", "peft", "peft_hotswap", "sglang", "transformers", "vllm"]
 
 TO_PEFT = "loramerge convert {0} --to peft"
+TO_GGUF = "python convert_lora_to_gguf.py {0}"
+# What a GGUF of llama has in another order, and the models of which none has.
+ROTATED, GEMMA = ("q_proj", "k_proj"), re.compile("gemma-?2", re.IGNORECASE)
 # Types of PEFT's with a layout of their own, and those of them whose modules share tensors.
 OWN, SHARED = ("adalora", "loha_lokr", "vblora", "vera"), ("vblora", "vera")
 # What servers want to find in a config.
@@ -102,8 +106,9 @@ def llama_cpp(adapter: Adapter, max_rank: int) -> Verdict:
 def ollama(adapter: Adapter, max_rank: int) -> Verdict:
     """As llama.cpp, which computes; but lora_alpha must be whole, and A wide and B high.
 
-    llama and gemma2 alone are known. For llama it reorders A of q_proj and k_proj by its source,
-    which has not been seen running.
+    It knows llama and gemma2, by convert_llama_adapter.go and convert_gemma2_adapter.go. A GGUF has
+    the rows of llama's q_proj and k_proj in another order than Hugging Face; llama.cpp's converter
+    follows it in B, Ollama's moves the numbers of A. Read in its source, not seen running.
     """
     found = _is_peft(adapter) or _is_plain(adapter)
     if found is not None:
@@ -115,11 +120,11 @@ def ollama(adapter: Adapter, max_rank: int) -> Verdict:
         if module.rank > (side := min(module.in_features, module.out_features)):
             reason = f"{name} has a rank above {side}: it takes its factors for transposed ones"
             return Verdict("refused", reason, f"loramerge squeeze {{0}} --rank {side}")
-    found = _alpha_per_rank(adapter)
-    if found.state != "right":
-        return found
-    known = "for llama and gemma2, which it knows; safest as GGUF by llama.cpp's converter"
-    return Verdict("right", f"{found.reason}; {known}")
+    turned = [name for name in adapter.modules if name.endswith(ROTATED)]
+    if turned and not GEMMA.search(adapter.base_model or ""):
+        reason = f"for llama it reorders A of {listed(turned, 2)}, and not the rows of B"
+        return Verdict("wrong scale", reason, TO_GGUF)
+    return _alpha_per_rank(adapter)
 
 
 def _is_peft(adapter: Adapter) -> Verdict | None:
