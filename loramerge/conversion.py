@@ -25,6 +25,7 @@ __all__ = ["SINGLE", "Conversion", "conversion_name", "plan_conversion", "plan_t
 
 SINGLE = ".safetensors"
 OF_MERGES = re.compile(r"--(to out|include|exclude|layout)\b")
+LEAVE_OUT = "leave --alphas out: alphas are kept where the layout has a place for them"
 TAKE_OUT = "choose another layout, or take modules out first: loramerge select --exclude GLOB"
 
 
@@ -58,6 +59,7 @@ class Conversion(Struct, frozen=True):
         words += ["--alpha", f"{self.original.alpha:.17g}"] if self.original.alpha else []
         words += ["--projections", self.needs.projections] if self.needs.projections else []
         words += [w for old, new in self.needs.renames for w in ("--rename", f"{old}={new}")]
+        words += ["--alphas", self.needs.alphas] if self.needs.alphas != "fold" else []
         words += ["--heads", heads_text(self.needs.heads)] if self.needs.heads else []
         dropped = len(self.draft.extras) < len(self.original.extras)
         return ["loramerge", *words, *(["--extras", "drop"] if dropped else [])]
@@ -109,6 +111,10 @@ def plan_conversion(
     holds = target.scale
     if holds == "multiplier" and final.suffix == SINGLE:
         holds = "none"  # it stands in the config beside
+    if needs.alphas == "keep":
+        if holds != "alpha":
+            raise UsageError(f"--alphas keep is for PEFT; {to} has no alpha_pattern.", LEAVE_OUT)
+        holds = "alphas"
     exact = written_as(adapter) == adapter.layout or all(
         module.form is paired for module in adapter.modules.values()
     )
@@ -127,9 +133,10 @@ def plan_conversion(
     with _advised(TAKE_OUT):
         notes = [*assumed(adapter), *_lost(adapter, target, draft)]
     if folded:
+        kept_by = " (--alphas keep writes an alpha_pattern)" if holds == "alpha" and exact else ""
         notes.append(
             f"{to} cannot say the scale of {len(folded)} of {len(modules)} modules: it is folded "
-            "into B"
+            f"into B{kept_by}"
         )
     if widened:
         notes.append(
@@ -170,6 +177,7 @@ def plan_translation(
         heads=asked.heads,
         projections=options.projections,
         renames=asked.renames,
+        alphas=options.alphas,
         allow_pickle=allow_pickle,
     )
     return plan_conversion(source, asked.to, out, extras=options.extras, force=force, needs=needs)

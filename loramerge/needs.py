@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +14,9 @@ from loramerge.io._names import Heads, Projections, in_form, renamed
 from loramerge.rebase import rebased, recomputed
 from loramerge.recover import read_pruned, recovered
 
-__all__ = ["NO_NEEDS", "Needs", "recorded_needs"]
+__all__ = ["NO_NEEDS", "Alphas", "Needs", "recorded_needs"]
+
+Alphas: TypeAlias = Literal["fold", "keep"]
 
 
 class Needs(Struct, frozen=True):
@@ -23,7 +25,8 @@ class Needs(Struct, frozen=True):
     `initial`, or `base` where that is enough: what an adapter started from that changed its base.
     `pruned`: directories with the rows that its base had lost. `heads`: of queries, and of keys
     and values. `projections`: the form of those of language models, as they are unless given.
-    `renames`: prefixes of module names, and what takes their place.
+    `renames`: prefixes of module names, and what takes their place. `alphas`: whether those of a
+    PEFT adapter are folded where they differ, or kept in an alpha_pattern.
     """
 
     initial: Adapter | None = None
@@ -32,6 +35,7 @@ class Needs(Struct, frozen=True):
     heads: Heads | None = None
     projections: Projections | None = None
     renames: tuple[tuple[str, str], ...] = ()
+    alphas: Alphas = "fold"
     allow_pickle: bool = False
 
     def plain(self, adapter: Adapter, to: str) -> Adapter:
@@ -70,6 +74,7 @@ class Needs(Struct, frozen=True):
             **({"heads": list(self.heads)} if self.heads else {}),
             **({"projections": self.projections} if self.projections else {}),
             **({"renames": [list(pair) for pair in self.renames]} if self.renames else {}),
+            **({"alphas": self.alphas} if self.alphas != "fold" else {}),
         }
 
 
@@ -81,7 +86,10 @@ def recorded_needs(options: Mapping[str, Any]) -> Needs:
     heads = options.get("heads")
     renames = tuple((old, new) for old, new in options.get("renames", ()))
     return Needs(
-        heads=heads and tuple(heads), projections=options.get("projections"), renames=renames
+        heads=heads and tuple(heads),
+        projections=options.get("projections"),
+        renames=renames,
+        alphas=options.get("alphas", "fold"),
     )
 
 

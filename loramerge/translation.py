@@ -93,6 +93,13 @@ class ConvertOptions(Options, frozen=True):
             expected="two numbers such as 32,8",
         ),
     ] = None
+    alphas: Annotated[
+        Literal["fold", "keep"],
+        _says(
+            "Where alphas of modules differ and PEFT is written: fold them into B, or keep them, "
+            "bit for bit, in an alpha_pattern, which PEFT and transformers alone read."
+        ),
+    ] = "fold"
     extras: Annotated[
         Literal["error", "drop"], _says("What happens to tensors that the layout cannot hold.")
     ] = "error"

@@ -88,21 +88,6 @@ def test_a_rank_above_the_servers_is_refused_there_with_the_command_that_mends_i
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"use_dora": True}, "DoRA is not supported"),
-        ({"lora_alpha": 2.5}, "lora_alpha is 2.5, no whole number"),
-    ],
-)
-def test_ollama_refuses_what_it_cannot_read(
-    change: dict[str, object], why: str, tmp_path: Path
-) -> None:
-    done = typed("verify", plain(tmp_path / "a", **change), "--for", "ollama")
-    assert done.code == 3
-    assert why in done.out
-
-
-@pytest.mark.parametrize(
     ("modules", "config", "why"),
     [
         (["q_proj", "k_proj"], {}, "it stacks k_proj with v_proj, which is missing"),
@@ -129,31 +114,6 @@ def test_a_config_must_say_alpha(program: str, tmp_path: Path) -> None:
     del facts["lora_alpha"]
     file.write_text(json.dumps(facts))
     assert "does not say lora_alpha" in typed("verify", path, "--for", program).out
-
-
-def test_ollama_takes_factors_for_transposed_where_the_rank_is_large(tmp_path: Path) -> None:
-    done = typed("verify", write_peft(tmp_path / "a", {"o_proj": pair(5)}), "--for", "ollama")
-    assert "o_proj has a rank above 4" in done.out
-    assert f"loramerge squeeze {tmp_path / 'a'} --rank 4" in done.out
-
-
-@pytest.mark.parametrize(
-    ("base", "module", "code"),
-    [
-        ("meta-llama/Llama-3.2-1B", "q_proj", 3),
-        ("meta-llama/Llama-3.2-1B", "v_proj", 0),
-        ("google/gemma-2-2b", "q_proj", 0),
-        ("", "k_proj", 3),
-    ],
-)
-def test_ollama_turns_the_wrong_factor_of_queries_and_keys_of_llama(
-    base: str, module: str, code: int, tmp_path: Path
-) -> None:
-    path = write_peft(tmp_path / "a", {module: pair()}, base_model_name_or_path=base)
-    done = typed("verify", path, "--for", "ollama")
-    assert done.code == code, done.out
-    assert (f"reorders A of {module}, and not the rows of B" in done.out) == bool(code)
-    assert (f"convert_lora_to_gguf.py {path}" in done.out) == bool(code)
 
 
 def test_llama_cpp_turns_factors_of_gpt2_which_is_only_seen_where_a_layer_is_not_square(

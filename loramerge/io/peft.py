@@ -1,6 +1,7 @@
 """PEFT: lora_A [r, in] and lora_B [out, r] under base_model.model., beside adapter_config.json."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -9,8 +10,8 @@ from msgspec.structs import replace
 from loramerge.adapter import Adapter, Extra, Kind, Module
 from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
-from loramerge.io._layout import Draft, Given, Layout, Stored, Written
-from loramerge.io._peft_config import facts, portable_config, rank_pattern, scale_of, tails
+from loramerge.io._layout import ROUNDING, Draft, Given, Layout, Stored, Written, alpha_of
+from loramerge.io._peft_config import facts, pattern, portable_config, rank_pattern, scale_of, tails
 from loramerge.io._peft_experts import experts, stacked, targets
 from loramerge.io._peft_keys import EXTRAS, PREFIX, beside, clean, saved_beside
 from loramerge.io._peft_kinds import check_type, signs, unknown_fields, variants
@@ -174,6 +175,7 @@ def write(draft: Draft) -> Written:
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
     stated = (*OF_SCALE, *OF_EXPERTS, *(OF_EXTRAS if draft.extras else ()))
+    stated += ("alpha_pattern",) if config["alpha_pattern"] else ()
     header = {name: config[name] for name in stated if name in config}
     return Written(
         tensors=tuple(tensors),
@@ -194,6 +196,9 @@ def _config(draft: Draft) -> dict[str, Any]:
         patterns=patterns,
         sources=[source.config for source in draft.sources],
     )
+    config["alpha_pattern"] = pattern(
+        {m.name: _alpha(m, draft) for m in draft.modules}, draft.alpha
+    )
     kept = set(config["target_modules"])
     shadowed = {
         name
@@ -211,6 +216,12 @@ def _config(draft: Draft) -> dict[str, Any]:
         source = {"modules_to_save": sorted(saved) or None, **draft.sources[0].config}
         config |= {name: source.get(name, config.get(name)) for name in OF_EXTRAS}
     return config
+
+
+def _alpha(module: Module, draft: Draft) -> float:
+    """The alpha of a module: that of the draft where only rounding is between them."""
+    own = alpha_of(module)
+    return draft.alpha if math.isclose(own, draft.alpha, rel_tol=ROUNDING) else own
 
 
 LAYOUT = Layout(
