@@ -76,7 +76,7 @@ def convert(
     base: str | Path | None = None,
     pruned: Sequence[str | Path] = (),
     heads: tuple[int, int] | None = None,
-    projections: Literal["split", "fused"] | None = None,
+    projections: Literal["split", "fused", "experts"] | None = None,
     rename: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
 ) -> "Converted":

@@ -71,10 +71,11 @@ class ConvertOptions(Options, frozen=True):
         ),
     ] = None
     projections: Annotated[
-        Literal["split", "fused"] | None,
+        Literal["split", "fused", "experts"] | None,
         _says(
             "q, k, v and gate, up of a language model by themselves, or as qkv_proj and "
-            "gate_up_proj; experts as modules, or parameters.  [default: as they are]"
+            "gate_up_proj; experts as modules, or parameters. experts: only these as parameters, "
+            "as transformers 5 has them.  [default: as they are]"
         ),
     ] = None
     rename: Annotated[

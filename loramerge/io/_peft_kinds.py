@@ -88,6 +88,7 @@ SIGNS = {
         ("monteclora_config", r"\.lora_monteclora_sampler\."),
     )
 }
+READ = ("LORA", "ADALORA", "LOHA", "LOKR", "VBLORA", "VERA")
 # init_lora_weights that change the base: A and B then stand against W - s A0 B0, not against W.
 REBASING = ("pissa", "olora", "corda", "lora_ga")
 # Of these, what the base model alone determines.
@@ -104,7 +105,7 @@ def check_type(config: Mapping[str, Any], where: str) -> None:
             f"{where}: its adapter_config.json has no peft_type, so it is none of PEFT's.",
             "name the weights file itself, or save the adapter again with PEFT",
         )
-    reason, hint = "loramerge reads type LORA", INTO_BASE
+    reason, hint = f"loramerge reads {', '.join(READ)}", INTO_BASE
     if kind in CONVERTIBLE:
         hint = "convert it in PEFT: peft.save_as_lora('converted', model, rank=16)"
     elif kind in PROMPTS:

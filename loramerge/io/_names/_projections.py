@@ -1,7 +1,8 @@
 """Projections of language models that are one layer in some checkpoints and several in others.
 
 vLLM, Phi-3 and others fuse q_proj, k_proj and v_proj into qkv_proj, and gate_proj and up_proj into
-gate_up_proj: rows one below the other. Those of experts are one parameter in transformers 5.
+gate_up_proj: rows one below the other. Those of experts are one parameter in transformers 5, where
+Mixtral's block_sparse_moe.experts.N.w1, w3 and w2 are mlp.experts.gate_up_proj and down_proj.
 """
 
 import re
@@ -18,12 +19,18 @@ __all__ = ["Heads", "Projections", "in_form", "like"]
 
 # How many heads queries have, and how many keys and values have.
 Heads: TypeAlias = tuple[int, int]
-Projections: TypeAlias = Literal["split", "fused"]
+Projections: TypeAlias = Literal["split", "fused", "experts"]
 
 QKV, GATE_UP = "qkv_proj", "gate_up_proj"
 PARTS = {QKV: ("q_proj", "k_proj", "v_proj"), GATE_UP: ("gate_proj", "up_proj")}
 WHOLE = {part: whole for whole, parts in PARTS.items() for part in parts}
 EXPERT = re.compile(r".+\.experts\.\d+\.(gate|up|gate_up|down)_proj")
+# Mixtral's experts by themselves, which as parameters have the names of other models.
+MIXTRAL = re.compile(r"mixtral", re.IGNORECASE)
+OF_MIXTRAL = re.compile(r"(.+\.)block_sparse_moe(\.experts\.\d+\.)(w[123])")
+OF_OTHERS = re.compile(r"(.+\.)mlp(\.experts\.\d+\.)(gate_proj|down_proj|up_proj)")
+OTHERWISE = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+OTHERWISE |= {name: own for own, name in OTHERWISE.items()}
 # Its experts' gate and up projections alternate row by row.
 INTERLEAVED = re.compile(r"gpt.?oss", re.IGNORECASE)
 
@@ -32,15 +39,22 @@ def in_form(adapter: Adapter, form: Projections, heads: Heads | None = None) -> 
     """The adapter with every projection by itself, or fused where there is a fused form; exact.
 
     `heads` are needed where shapes do not say how many rows are whose: for a qkv_proj, and where
-    some part of one is not adapted. Experts become modules, or parameters. Raises
-    IncompatibleError where heads are missing or do not fit.
+    some part of one is not adapted. Experts become modules, or parameters; these alone where the
+    form is that of `experts`. Raises IncompatibleError where heads are missing or do not fit.
     """
     if form == "split":
         wholes: dict[str, dict[str, int]] = {
             name: {} for name in adapter.modules if _leaf(name) in PARTS
         }
-        return _experts(_split(adapter, wholes, heads), "linear")
-    fused = {_whole(name): None for name in adapter.modules if _leaf(name) in WHOLE}
+        found = _experts(_split(adapter, wholes, heads), "linear")
+        mixtral = MIXTRAL.search(adapter.base_model or "")
+        return _renamed(found, OF_OTHERS, "block_sparse_moe") if mixtral else found
+    adapter = _renamed(adapter, OF_MIXTRAL, "mlp")
+    fused = {
+        _whole(name): None
+        for name in adapter.modules
+        if _leaf(name) in WHOLE and (form == "fused" or EXPERT.fullmatch(name))
+    }
     return _experts(_fused(adapter, fused, heads), "parameter")
 
 
@@ -49,6 +63,10 @@ def like(adapter: Adapter, models: Mapping[str, Module]) -> Adapter:
 
     Experts take the kind of theirs. Raises IncompatibleError where shapes do not tell.
     """
+    if any(map(OF_MIXTRAL.fullmatch, models)):
+        adapter = _of_mixtral(adapter)
+    elif any(map(EXPERT.fullmatch, models)):
+        adapter = _renamed(adapter, OF_MIXTRAL, "mlp")
     wholes = {name: _members(models, name) for name in adapter.modules if _leaf(name) in PARTS}
     heights = {
         name: {part: member.out_features for part, member in members.items()}
@@ -60,6 +78,23 @@ def like(adapter: Adapter, models: Mapping[str, Module]) -> Adapter:
     found = _fused(_split(adapter, heights, None), fused, None)
     kinds = {models[n].kind for n in found.modules if n in models and EXPERT.fullmatch(n)}
     return _experts(found, kinds.pop()) if kinds else found
+
+
+def _of_mixtral(adapter: Adapter) -> Adapter:
+    """The adapter with experts of Mixtral by themselves, whose shapes tell the rows."""
+    wholes = [name for name in adapter.modules if EXPERT.fullmatch(name) and _leaf(name) in PARTS]
+    found = _experts(_split(adapter, {name: {} for name in wholes}, None), "linear")
+    return _renamed(found, OF_OTHERS, "block_sparse_moe")
+
+
+def _renamed(adapter: Adapter, experts: re.Pattern[str], block: str) -> Adapter:
+    """The adapter with the experts of Mixtral called as in that block."""
+    modules = {}
+    for name, module in adapter.modules.items():
+        match = experts.fullmatch(name)
+        own = match[1] + block + match[2] + OTHERWISE[match[3]] if match else name
+        modules[own] = replace(module, name=own)
+    return replace(adapter, modules=modules)
 
 
 def _leaf(name: str) -> str:
