@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from loramerge.cli.verify import PROGRAMS, VLLM_MAX_RANK
 from loramerge.consumers import CONSUMERS, DEFAULT_MAX_RANK
@@ -23,6 +24,24 @@ def test_a_changed_tensor_is_found_by_its_hash(tmp_path: Path) -> None:
     done = typed("verify", out)
     assert done.code == 3
     assert "not those of loramerge.json" in done.out
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        ("score.weight", {"modules_to_save": ["score"]}),
+        ("layers.0.q_proj.lora_magnitude_vector", {"use_dora": True}),
+    ],
+)
+def test_a_number_that_is_none_is_found_beside_the_factors(
+    key: str, config: dict[str, object], tmp_path: Path
+) -> None:
+    extras = {f"base_model.model.{key}": np.full(4, np.nan, np.float32)}
+    done = typed(
+        "verify", write_peft(tmp_path / "a", {"layers.0.q_proj": pair()}, extras=extras, **config)
+    )
+    assert done.code == 3
+    assert f"base_model.model.{key} hold NaN or Inf" in done.err
 
 
 def test_a_number_that_is_none_is_found(tmp_path: Path) -> None:

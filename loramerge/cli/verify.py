@@ -129,10 +129,20 @@ def _typable(verdict: "Verdict", adapter: "Adapter") -> "Verdict":
 
 
 def _unsound(adapter: "Adapter") -> list[str]:
-    """Modules with a number that is none."""
+    """Modules, and tensors beside them, with a number that is none."""
+    from loramerge._lazy import np
     from loramerge.compute import finite
+    from loramerge.io._source import FLOATS
 
-    return [name for name in adapter.modules if not finite(adapter.read(name))]
+    modules = [name for name in adapter.modules if not finite(adapter.read(name))]
+    beside = [extra.key for extra in adapter.extras if extra.info.dtype in FLOATS]
+    beside += [
+        key
+        for module in adapter.modules.values()
+        for role, key in module.keys.items()
+        if role in ("magnitude", "dora_scale")
+    ]
+    return modules + [key for key in beside if not np.isfinite(adapter.source.array(key)).all()]
 
 
 def _hashes(adapter: "Adapter") -> bool | None:
