@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._orthogonal import orthogonal_sum
-from loramerge.linalg.factors import by_owner, concat, doubled, grams
+from loramerge.linalg.factors import Grams, by_owner, concat, doubled, grams
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
@@ -58,17 +58,6 @@ class Agreement(NamedTuple):
     effective: Array
     difference: Array
     length: Array
-
-
-class Part(NamedTuple):
-    """A regression, what makes it of length 1, and the condition of its inverse. Both [*b]
-
-    The condition is that on the inputs there are, the span of F's rows.
-    """
-
-    update: LowRank
-    unit: Array
-    condition: Array
 
 
 @merger(
@@ -126,28 +115,32 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     if sides == "none":
         return orthogonal_sum(updates)
     updates = replace(updates, factors=tuple(map(doubled, updates.factors)))
-    whole = concat(updates.factors, updates.weights)
-    known = grams(whole)
-    agreement = _agreement(by_owner(known.B * known.A, _ranks(updates)))
-    parts = [_regressed(updates, whole, options.ridge)]
+    whole = concat(updates.factors, [1.0] * len(updates.factors))
+    known, weights = grams(whole), _weights(updates)
+    products = known.B * known.A * weights * weights.mT
+    agreement = _agreement(by_owner(products, [factor.rank for factor in updates.factors]))
+    weighted = weights * whole.A
+    A, condition = _by_inputs(updates, options.ridge)
+    A = weights * A
+    A = A * _unit(known.B * gram(A.mT))
     if sides == "both":
-        turned = replace(updates, factors=tuple(map(_turned, updates.factors)), siblings=())
-        part = _regressed(turned, concat(turned.factors, turned.weights), options.ridge)
-        parts.append(part._replace(update=_turned(part.update)))
-    found = decompose(_blended(whole, parts, agreement))
-    condition = parts[0].condition
-    for part in parts[1:]:
-        condition = namespace(condition).maximum(condition, part.condition)
+        mix, other = _by_outputs(updates, known.B, options.ridge)
+        turned = mix @ weighted
+        A = A + turned * _unit(known.B * gram(turned.mT))
+        condition = namespace(A).maximum(condition, other)
+    A = A * _unit(known.B * gram(A.mT)) * agreement.difference[..., None, None]
+    A = A + weighted * _unit(products) * (1 - agreement.difference)[..., None, None]
+    found = decompose(LowRank(A=A, B=whole.B), Grams(B=known.B, A=gram(A.mT)))
     return replace(_lengthened(found, updates, agreement, options.flatten), condition=condition)
 
 
-def _turned(update: LowRank) -> LowRank:
-    """dW^T."""
-    return LowRank(A=update.B.mT, B=update.A.mT)
-
-
-def _ranks(updates: Updates) -> list[int]:
-    return [factor.rank for factor in updates.factors]
+def _weights(updates: Updates) -> Array:
+    """The weight of every rank-1 term of all updates. [s, 1]"""
+    model = updates.factors[0].A
+    terms = zip(updates.factors, updates.weights, strict=True)
+    column = [[weight] for factor, weight in terms for _ in range(factor.rank)]
+    found: Array = namespace(model).asarray(column, dtype=model.dtype, device=model.device)
+    return found
 
 
 def _agreement(P: Array) -> Agreement:
@@ -173,81 +166,79 @@ def _count(norms: Array) -> Array:
     return count
 
 
-def _inputs(updates: Updates, place: int) -> list[Array]:
-    """Blocks [*b, r_j, n] of F_t, with G_t = F_t^T F_t the stand-in for a task's covariance."""
-    members = (updates.factors[place], *(updates.siblings[place] if updates.siblings else ()))
-    xp = namespace(members[0].A)
-    blocks = []
-    for member in members:
-        G = gram(member.B)
-        energy = xp.sum(G * gram(member.A.mT), axis=(-2, -1)) * len(members)
-        values, E = xp.linalg.eigh(G / xp.where(energy > 0, energy, 1 + energy)[..., None, None])
-        root = E * (xp.clip(values, min=0.0) ** 0.5)[..., None, :]
-        blocks.append(root.mT @ double(member.A))
-    return blocks
-
-
-def _regressed(updates: Updates, whole: LowRank, ridge: float) -> Part:
-    """sum_t w_t dW_t G_t (H + l I)^-1, l = ridge tr(H)/n; `whole` is the weighted sum.
+def _by_inputs(updates: Updates, ridge: float) -> tuple[Array, Array]:
+    """The A of dW_t G_t (H + l I)^-1 of all updates [*b, s, n], and the condition. [*b]
 
     In thin space (Woodbury): with F = [F_1; ..; F_T] and H = F^T F, F_t (F^T F + l I)^-1 is rows of
-    (F F^T + l I)^-1 F.
+    (F F^T + l I)^-1 F. F_t are a root of dW_t^T dW_t for each module that reads the same input.
     """
-    inputs = [_inputs(updates, place) for place in range(len(updates.factors))]
-    xp = namespace(inputs[0][0])
-    F = xp.concat([block for blocks in inputs for block in blocks], axis=-2)
-    K = F @ F.mT
-    energy = xp.sum(xp.linalg.diagonal(K), axis=-1) / F.shape[-1]
-    energy = xp.where(energy > 0, energy, xp.ones_like(energy)) * ridge
-    eye = xp.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    # Small beside F: an inverse of its own costs a tenth of solving for all of F's columns.
-    inverse = xp.linalg.inv(K + energy[..., None, None] * eye)
-    rows, start = [], 0
-    for update, blocks in zip(updates.factors, inputs, strict=True):
-        stop = start + sum(block.shape[-2] for block in blocks)
+    xp = namespace(updates.factors[0].A)
+    blocks, starts = [], [0]
+    for place, factor in enumerate(updates.factors):
+        members = (factor, *(updates.siblings[place] if updates.siblings else ()))
+        for member in members:
+            root = _root(gram(member.B), gram(member.A.mT)) * len(members) ** -0.5
+            blocks.append(root.mT @ double(member.A))
+        starts.append(sum(block.shape[-2] for block in blocks))
+    F = xp.concat(blocks, axis=-2)
+    inverse, condition = _inverse(F @ F.mT, F.shape[-1], ridge)
+    rows = []
+    for update, start, stop in zip(updates.factors, starts, starts[1:], strict=False):
         rows.append((update.A @ F[..., start:stop, :].mT) @ inverse[..., start:stop, :])
-        start = stop
-    mix = xp.concat(rows, axis=-2)
-    values = xp.linalg.eigvalsh(K)
-    least = xp.clip(values[..., -min(F.shape[-2:])], min=0.0)
-    return Part(
-        update=LowRank(A=mix @ F, B=whole.B),
-        unit=_unit(by_owner(gram(whole.B) * (mix @ K @ mix.mT), _ranks(updates))),
-        condition=(values[..., -1] + energy) / (least + energy),
-    )
+    return xp.concat(rows, axis=-2) @ F, condition
 
 
-def _unit(P: Array) -> Array:
-    """What makes a sum of updates of length 1, from their inner products P; 0 for nothing."""
-    xp = namespace(P)
-    square, size = xp.sum(P, axis=(-2, -1)), xp.sum(xp.linalg.diagonal(P), axis=-1)
-    clear = square > CANCELLED * size
-    root = xp.where(clear, square, xp.ones_like(square)) ** -0.5
-    found: Array = xp.where(clear, root, xp.zeros_like(root))
+def _by_outputs(updates: Updates, products: Array, ridge: float) -> tuple[Array, Array]:
+    """M [*b, s, s] with B M A = sum_t (K + l I)^-1 dW_t dW_t^T dW_t, and the condition. [*b]
+
+    K = sum_t dW_t dW_t^T, each of trace 1; `products` are B^T B. As the inputs of dW_t^T, but that
+    what is solved for lies in the span of B, so that nothing of its length is needed.
+    """
+    xp = namespace(products)
+    total, start = products.shape[-1], 0
+    roots, sides = [], []
+    for factor in updates.factors:
+        own = slice(start, start := start + factor.rank)
+        root = _root(gram(factor.A.mT), products[..., own, own])
+        left = xp.zeros((*root.shape[:-1], own.start), dtype=root.dtype, device=root.device)
+        right = xp.zeros((*root.shape[:-1], total - start), dtype=root.dtype, device=root.device)
+        roots.append(xp.concat([left, root, right], axis=-1))
+        sides.append(xp.concat([left, products[..., own, own] @ root, right], axis=-1))
+    root, side = xp.concat(roots, axis=-2), xp.concat(sides, axis=-2)
+    rows = updates.factors[0].B.shape[-2]
+    inverse, condition = _inverse(root.mT @ products @ root, rows, ridge)
+    return root @ inverse @ side.mT, condition
+
+
+def _root(G: Array, other: Array) -> Array:
+    """R with R R^T = G / tr(G * other), other the Gram matrix of the factor on the other side."""
+    xp = namespace(G)
+    energy = xp.sum(G * other, axis=(-2, -1))
+    values, E = xp.linalg.eigh(G / xp.where(energy > 0, energy, 1 + energy)[..., None, None])
+    found: Array = E * (xp.clip(values, min=0.0) ** 0.5)[..., None, :]
     return found
 
 
-def _blended(whole: LowRank, parts: list[Part], agreement: Agreement) -> LowRank:
-    """The regression, and as much of the sum as the updates agree, each of unit length.
+def _inverse(K: Array, size: int, ridge: float) -> tuple[Array, Array]:
+    """(K + l I)^-1 with l = ridge tr(K) / size, and its condition where there are inputs. [*b]"""
+    xp = namespace(K)
+    energy = xp.sum(xp.linalg.diagonal(K), axis=-1) / size
+    energy = xp.where(energy > 0, energy, xp.ones_like(energy)) * ridge
+    eye = xp.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    values = xp.linalg.eigvalsh(K)
+    least = xp.clip(values[..., -min(K.shape[-1], size)], min=0.0)
+    inverse = xp.linalg.inv(K + energy[..., None, None] * eye)
+    return inverse, (values[..., -1] + energy) / (least + energy)
 
-    Of two regressions it is half of each.
-    """
-    xp = namespace(agreement.total)
-    first, *others = parts
-    unit = agreement.difference
-    for part in others:
-        across = (first.update.B.mT @ part.update.B) * (first.update.A @ part.update.A.mT)
-        cosine = first.unit * part.unit * xp.sum(across, axis=(-2, -1))
-        live = like(first.unit > 0, unit) + like(part.unit > 0, unit) + 2 * cosine
-        unit = unit * xp.where(live > CANCELLED, live, xp.ones_like(live)) ** -0.5
-    rest = (1 - agreement.difference) / xp.where(
-        agreement.total > 0, agreement.total, xp.ones_like(unit)
-    )
-    share = (first.unit * unit)[..., None, None]
-    blended = LowRank(share * first.update.A + rest[..., None, None] * whole.A, whole.B)
-    return concat(
-        [blended, *(part.update for part in others)], [1.0, *(p.unit * unit for p in others)]
-    )
+
+def _unit(terms: Array) -> Array:
+    """What makes a sum of terms of length 1, by their inner products; 0 for nothing. [*b, 1, 1]"""
+    xp = namespace(terms)
+    square, size = xp.sum(terms, axis=(-2, -1)), xp.sum(xp.linalg.diagonal(terms), axis=-1)
+    clear = square > CANCELLED * size
+    root = xp.where(clear, square, xp.ones_like(square)) ** -0.5
+    found: Array = xp.where(clear, root, xp.zeros_like(root))[..., None, None]
+    return found
 
 
 def _lengthened(
