@@ -1,6 +1,7 @@
 """What several tests share: a seeded generator, and three small adapters to merge."""
 
 import os
+import signal
 from pathlib import Path
 
 # Tests share the cores with each other: teams of threads would spin against one another. Set
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from tests.build import Pair, write_peft
+
+# What a shell starts in the background is deaf to interrupts, and so would be what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Module name -> (out, in): one square, one wide, one tall.
 SHAPES = {"layers.0.q_proj": (24, 24), "layers.0.up_proj": (40, 24), "layers.1.down_proj": (24, 40)}
