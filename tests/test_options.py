@@ -7,8 +7,8 @@ from msgspec import Meta
 
 from loramerge.errors import UsageError
 from loramerge.options import Count, Factor, Option, Options, Share, build, describe, did_you_mean
-from loramerge.recipe import Named, fixed, make_recipe, options_of, parse_size
-from loramerge.registry import Preset, methods
+from loramerge.recipe import Named, find, fixed, make_recipe, options_of, parse_size
+from loramerge.registry import methods
 from loramerge.settings import GROUPS, MergeSettings
 
 
@@ -148,7 +148,7 @@ def test_no_flag_of_a_method_hides_a_shared_one(name: str) -> None:
 
 
 def test_a_preset_that_sets_a_bound_decides_every_bound() -> None:
-    assert fixed(Preset("cat", {"rank": "full"}, "")) == (
+    assert fixed(find("cat")[1]) == (
         "rank",
         "energy",
         "max_error",
@@ -160,7 +160,7 @@ def test_a_preset_that_sets_a_bound_decides_every_bound() -> None:
         "allocate",
         "compat",
     )
-    assert fixed(Preset("dare", {"sparsify": "dare"}, "")) == ("sparsify",)
+    assert fixed(find("dare")[1]) == ("sparsify",)
     assert fixed(None) == ()
 
 
