@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import loramerge as lm
-from loramerge.adapter import LowRank, Updates
+from loramerge.adapter import Adapter, LowRank, Updates
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
 from loramerge.algorithms.tsv import TsvOptions, tsv
 from loramerge.siblings import siblings, sides
@@ -182,6 +182,16 @@ def test_siblings_are_told_by_name() -> None:
     assert siblings(crossed[1], crossed) == (crossed[2],)
 
 
+def gap_of_values(result: Adapter, adapters: list[Adapter]) -> float:
+    """How far the first layer's values are from what their own rule makes of them."""
+    name = "model.layers.0.self_attn.v_proj"
+    read = [[a.read(name.replace("v_", f"{one}_")) for one in "vqk"] for a in adapters]
+    batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
+    updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
+    wanted = merged(updates, DecorrelateOptions(sides="input"))
+    return apart(dense(result.read(name))[None], wanted)
+
+
 def test_the_engine_hands_over_the_siblings() -> None:
     paths = [FIXTURE / "sh3_rev", FIXTURE / "sort_inter"]
     result, _ = lm.run("decorrelate", [str(path) for path in paths], rank="full")
@@ -192,5 +202,8 @@ def test_the_engine_hands_over_the_siblings() -> None:
     updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
     found = dense(result.adapter.read(name))
     assert apart(found[None], merged(updates)) < 1e-3  # written in float16
+    assert (
+        gap_of_values(result.adapter, adapters) < 1e-3
+    )  # of the same shape as a query, and told apart by its input alone
     alone = merged(replace(updates, siblings=()))
     assert apart(alone, merged(updates)) > 1e-2  # or it would not show

@@ -157,6 +157,22 @@ def test_each_module_of_a_batch_is_compared_on_its_own(rng: np.random.Generator)
     np.testing.assert_allclose(compare(target, result).error, expected, rtol=1e-5)
 
 
+def test_each_module_of_a_float32_batch_is_measured_as_it_is_alone(
+    rng: np.random.Generator,
+) -> None:
+    target = gaussian(rng, 30, 20, 4, batch=2)
+    result = LowRank(target.A, target.B.copy())
+    result.B[0] += rng.standard_normal((30, 4)).astype(np.float32)
+    result.B[1] *= np.float32(1 + 1e-5)  # too near for float32
+    together = compare(target, result)
+    for item in range(2):
+        one = slice(item, item + 1)
+        alone = compare(
+            LowRank(target.A[one], target.B[one]), LowRank(result.A[one], result.B[one])
+        )
+        assert together.error[item] == alone.error[0]
+
+
 def test_each_module_of_a_batch_is_measured_as_it_is_alone(rng: np.random.Generator) -> None:
     # Far apart, too near for float32, too near for float64, and the same to the bit.
     target = gaussian(rng, 30, 20, 4, batch=4)

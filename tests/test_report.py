@@ -10,7 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 import loramerge as lm
+from loramerge.adapter import LowRank
 from loramerge.errors import GateError, IncompatibleError, LoramergeError
+from loramerge.output import terms
 from loramerge.report import Report
 from tests.build import Pair, write_kohya, write_peft
 
@@ -287,3 +289,10 @@ def test_fewer_distinct_components_than_clusters_are_counted_and_said(
     _, report = lm.cluster(paths, k=12)
     assert report.rank == (8, 8)
     assert any("fewer distinct components" in note for note in report.notes)
+
+
+def test_a_term_that_begins_with_zeros_is_a_term_and_one_of_zeros_is_none() -> None:
+    A, B = np.zeros((3, 40), np.float32), np.zeros((40, 3), np.float32)
+    A[0, 39] = B[39, 0] = 1
+    A[1, 0] = 1  # and nothing in B
+    assert terms(LowRank(A, B)) == 1
