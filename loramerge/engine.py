@@ -121,7 +121,7 @@ def _streamed(
     output: Output,
     listen: Listener,
 ) -> list[ModuleReport]:
-    """Solve and write in one go: modules in parallel on the CPU, batch after batch on a GPU."""
+    """Solve and write in one go, batches side by side."""
     by_name = {module.name: module for module in plan.alignment.modules}
 
     def work(batch: Sequence[Aligned]) -> list[ModuleReport]:

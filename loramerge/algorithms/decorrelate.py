@@ -83,8 +83,8 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     So each update keeps its B and gets another A: what several updates listen to is shared out,
     what one alone listens to stays its own. The same on the output side, of dW_t^T, gives another
     B to each A; queries, keys and output projections of attention get half of both, each of unit
-    length, values the first alone. All other modules are merged as by `tsv`: in an MLP every task
-    reads the same inputs, and shared out among eight they are too weak to do what they did.
+    length, values the first alone. All other modules are merged as by `tsv`: in MLPs the
+    regression was measured to do harm, perhaps as every task reads the same inputs there.
 
     Then the leading singular values (as many as an input has ranks on average) are raised to the
     power `flatten`, which keeps the directions of quiet tasks from drowning, and brought to the
