@@ -293,6 +293,6 @@ def test_fewer_distinct_components_than_clusters_are_counted_and_said(
 
 def test_a_term_that_begins_with_zeros_is_a_term_and_one_of_zeros_is_none() -> None:
     A, B = np.zeros((3, 40), np.float32), np.zeros((40, 3), np.float32)
-    A[0, 39] = B[39, 0] = 1
+    A[0, 39] = B[39, 0] = A[2, 20] = B[20, 2] = 1
     A[1, 0] = 1  # and nothing in B
-    assert terms(LowRank(A, B)) == 1
+    assert terms(LowRank(A, B)) == 2
