@@ -15,6 +15,7 @@ from tests.build import Pair, write_peft
 
 # What a shell starts in the background is deaf to interrupts, and so would be what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 # Module name -> (out, in): one square, one wide, one tall.
 SHAPES = {"layers.0.q_proj": (24, 24), "layers.0.up_proj": (40, 24), "layers.1.down_proj": (24, 40)}

@@ -17,7 +17,7 @@ from loramerge.io import _write
 from loramerge.io._open import open_adapter
 from loramerge.io._write import staged
 from tests.build import write_peft
-from tests.typed import tree, typed
+from tests.typed import interrupt, tree, typed
 
 SINGLE, FOLDER = "out.safetensors", "out"
 both = pytest.mark.parametrize("name", [SINGLE, FOLDER])
@@ -294,7 +294,7 @@ def test_an_interrupted_run_leaves_nothing_at_all(tmp_path: Path) -> None:
     while not (tmp_path / "slow").exists():
         assert run.poll() is None
         time.sleep(0.02)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=60) == 130
+    interrupt(run)
+    assert run.returncode == 130
     (tmp_path / "slow").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

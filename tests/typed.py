@@ -3,10 +3,11 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -96,6 +97,19 @@ def merged(*words: str | Path, env: Mapping[str, str] | None = None) -> Typed:
 def tree(directory: Path) -> list[str]:
     """Every path below a directory."""
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def interrupt(process: subprocess.Popen[str], sent: int = signal.SIGINT) -> str:
+    """Type Ctrl-C, again where it is lost; stderr.
+
+    Python loses an interrupt that comes while it cleans up after an import.
+    """
+    for _ in range(6):
+        process.send_signal(sent)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=10)[1]
+    process.kill()
+    raise AssertionError(f"not interrupted: {process.communicate()[1]}")
 
 
 def shell(line: str, cwd: Path, env: Mapping[str, str] | None = None) -> Typed:

@@ -27,7 +27,7 @@ from loramerge.io._files import (
 )
 from loramerge.io._header import MAX_HEADER
 from loramerge.io._hub_client import client, headers, patiently
-from loramerge.io._hub_errors import explained
+from loramerge.io._hub_errors import answered, explained
 from loramerge.io._hub_file import OnHub, beside_of
 from loramerge.io._hub_listing import weights_among
 from loramerge.io._reference import HubReference
@@ -178,11 +178,15 @@ def find_on_hub(reference: HubReference, look: bool = False, allow_pickle: bool 
 def look_up(reference: HubReference) -> Repository:
     """The repository at the commit that its revision means now, or meant when last downloaded."""
     try:
-        facts = patiently(
-            lambda: client().model_info(
-                reference.repository, revision=reference.revision, files_metadata=True
+        with answered():
+            facts = patiently(
+                lambda: client().model_info(
+                    reference.repository,
+                    revision=reference.revision,
+                    files_metadata=True,
+                    timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT,
+                )
             )
-        )
     except hub_errors.OfflineModeIsEnabled:
         return _kept(reference)
     files = {

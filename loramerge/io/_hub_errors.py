@@ -13,7 +13,7 @@ from loramerge.io._hub_client import client, page, refusal, stated_wait
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["explained"]
+__all__ = ["answered", "explained"]
 
 # Packages whose exceptions mean that the other end was not reached, and of these exceptions the
 # ones that mean that it was, and broke off.
@@ -38,6 +38,17 @@ def explained(what: str, repository: str) -> Iterator[None]:
         if found is None:
             raise
         raise found from error
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turn a question to the Hub that nothing answers in time into HubError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "ReadTimeout" or not _is_transport(error):
+            raise
+        raise HubError(f"{client().endpoint} does not answer.", f"wait, or {CACHED}") from error
 
 
 def _explained(error: Exception, what: str, repository: str) -> LoramergeError | None:

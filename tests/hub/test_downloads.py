@@ -17,7 +17,7 @@ from tests.build import write_peft
 from tests.conftest import factors
 from tests.hub.conftest import TOKEN, files
 from tests.hub.store import Fault, Hub, sha256
-from tests.typed import BIN, clean, tree, typed
+from tests.typed import BIN, clean, interrupt, tree, typed
 
 
 def weights(found: dict[str, bytes]) -> bytes:
@@ -201,17 +201,16 @@ def test_a_download_that_is_stopped_leaves_nothing_and_the_next_one_succeeds(
     words = [str(BIN / "loramerge"), "cat", *names, "-o", "out", "-q"]
     slow = Fault("/cdn/", times=99, pause=0.2)
     hub.faults.append(slow)
-    process = subprocess.Popen(words, env=clean(env), cwd=here, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, env=clean(env), cwd=here, stderr=subprocess.PIPE, text=True)
     while not [r for r in hub.requests if r.method == "HEAD" and r.path.endswith("safetensors")]:
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.3)
-    process.send_signal(sent)
     began = time.monotonic()
-    said = process.communicate()[1]
+    said = interrupt(process, sent)
     assert time.monotonic() - began < 2  # what is left of each download takes 6 s
     if sent == signal.SIGINT:
-        assert (process.returncode, said) == (130, b"\nstopped\n")
+        assert (process.returncode, said) == (130, "\nstopped\n")
     assert tree(here) == []
     slow.times, slow.pause = 0, 0
     done = subprocess.run(words, env=clean(env), cwd=here, check=False, capture_output=True)

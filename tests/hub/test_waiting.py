@@ -1,6 +1,5 @@
 """Waiting for the Hub: downloads side by side whatever the command, and a sign of life."""
 
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from tests.conftest import factors
 from tests.hub.conftest import files
 from tests.hub.store import Hub
 from tests.test_terminal import on_a_terminal
-from tests.typed import BIN, clean, typed
+from tests.typed import BIN, clean, interrupt, shell, typed
 
 
 @pytest.fixture
@@ -158,6 +157,15 @@ def test_a_hub_that_does_not_answer_is_waited_for_in_silence_where_nobody_looks(
     )
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=bars.PATIENCE + 1)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == "\nstopped\n"
+    assert interrupt(process) == "\nstopped\n"
     assert process.returncode == 130
+
+
+def test_a_hub_that_never_answers_is_given_up(mute: str, here: Path) -> None:
+    env = {"HF_ENDPOINT": mute, "HF_HUB_ETAG_TIMEOUT": "1"}
+    done = shell("loramerge inspect me/x", here, env)
+    assert done.code == 1
+    assert done.lines == [
+        f"error: {mute} does not answer.",
+        "hint: wait, or type it again with HF_HUB_OFFLINE=1 to use what was downloaded before",
+    ]
