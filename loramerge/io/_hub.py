@@ -116,8 +116,9 @@ class Repository(Struct, frozen=True):
             self.asked.repository, path, revision=self.commit, endpoint=client().endpoint
         )
         wanted = {**headers(), "Range": f"bytes=0-{limit - 1}", "Accept-Encoding": "identity"}
-        head = b""
-        with hub_utils.get_session().stream("GET", url, headers=wanted) as response:
+        head, patience = b"", huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
+        session = hub_utils.get_session()
+        with session.stream("GET", url, headers=wanted, timeout=patience) as response:
             if response.status_code == EMPTY:
                 return b"", 0
             hub_utils.hf_raise_for_status(response)

@@ -41,14 +41,14 @@ def explained(what: str, repository: str) -> Iterator[None]:
 
 
 @contextmanager
-def answered() -> Iterator[None]:
+def answered(hint: str = f"wait, or {CACHED}") -> Iterator[None]:
     """Turn a question to the Hub that nothing answers in time into HubError."""
     try:
         yield
     except Exception as error:
         if type(error).__name__ != "ReadTimeout" or not _is_transport(error):
             raise
-        raise HubError(f"{client().endpoint} does not answer.", f"wait, or {CACHED}") from error
+        raise HubError(f"{client().endpoint} does not answer.", hint) from error
 
 
 def _explained(error: Exception, what: str, repository: str) -> LoramergeError | None:
@@ -62,8 +62,6 @@ def _explained(error: Exception, what: str, repository: str) -> LoramergeError |
             return _unreached(error, what)
         case hub_errors.FileMetadataError() | JSONDecodeError():
             return HubError(f"{client().endpoint} does not answer as the Hub does.", SETTINGS)
-        case hub_errors.LocalTokenNotFoundError():
-            return HubError("You are not logged in to the Hub.", LOGIN)
         case hub_errors.XetDownloadError():
             return HubError(f"{what}: the transfer broke off.", AGAIN)
         case RuntimeError() if isinstance(error.__cause__, Exception):

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from loramerge._lazy import hub_errors, huggingface_hub
+from loramerge._lazy import hub_errors, hub_utils, huggingface_hub
 from loramerge.errors import HubError, UsageError
-from loramerge.io._hub_client import client, page, patiently
-from loramerge.io._hub_errors import explained
+from loramerge.io._hub_client import client, headers, page, patiently
+from loramerge.io._hub_errors import answered, explained
 from loramerge.io._reference import HubReference, hub_reference
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 __all__ = ["Pushed", "check_push", "upload"]
+
+LATER = "type it again later: nothing was sent"
 
 
 class Pushed(Struct, frozen=True):
@@ -34,11 +36,22 @@ def check_push(repository: str) -> None:
         )
     with explained(repository, repository):
         try:
-            patiently(client().whoami)
+            with answered(LATER):
+                patiently(_whoami)
         except hub_errors.OfflineModeIsEnabled:
             raise HubError(
                 "Nothing can be sent while HF_HUB_OFFLINE is set.", "type: unset HF_HUB_OFFLINE"
             ) from None
+
+
+def _whoami() -> None:
+    """Ask the Hub whose token it is; the client's own question has no end where nobody answers."""
+    response = hub_utils.get_session().get(
+        f"{client().endpoint}/api/whoami-v2",
+        headers=headers(),
+        timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    hub_utils.hf_raise_for_status(response)
 
 
 def upload(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from loramerge.cli import progress as bars
 from loramerge.events import Advanced, Event, Listener, Started
 from tests.build import write_kohya, write_peft
 from tests.conftest import factors
-from tests.hub.conftest import files
+from tests.hub.conftest import TOKEN, files
 from tests.hub.store import Hub
 from tests.test_terminal import on_a_terminal
 from tests.typed import BIN, clean, interrupt, shell, typed
@@ -169,3 +170,25 @@ def test_a_hub_that_never_answers_is_given_up(mute: str, here: Path) -> None:
         f"error: {mute} does not answer.",
         "hint: wait, or type it again with HF_HUB_OFFLINE=1 to use what was downloaded before",
     ]
+
+
+@pytest.mark.parametrize("line", ["push a me/a", "squeeze a -r 2 --push me/a"])
+def test_a_hub_that_never_answers_is_sent_nothing(line: str, mute: str, a: Path) -> None:
+    env = {"HF_ENDPOINT": mute, "HF_HUB_ETAG_TIMEOUT": "1", "HF_TOKEN": TOKEN}
+    done = shell(f"loramerge {line}", a.parent, env)
+    assert done.code == 1
+    assert done.lines == [
+        f"error: {mute} does not answer.",
+        "hint: type it again later: nothing was sent",
+    ]
+    assert [path.name for path in a.parent.iterdir()] == ["a"]
+
+
+def test_a_server_of_files_that_never_answers_is_given_up(
+    hub: Hub, mute: str, adapter: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("me/x", adapter)
+    hub.cdn = mute
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    done = typed("inspect", "me/x")
+    assert (done.code, done.lines[0]) == (1, "error: me/x: the transfer broke off.")
