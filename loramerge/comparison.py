@@ -99,7 +99,7 @@ def recipes(
         raise UsageError("compare needs methods.", "for example: --methods arithmetic,ties")
     names = [entry.name for entry in entries]
     for entry in entries:
-        if find(entry.method)[0].takes != "many":
+        if not find(entry.method)[0].merges:
             raise UsageError(f"{entry.method} merges nothing.", "compare takes methods that merge")
         if names.count(entry.name) > 1:
             raise UsageError(f"compare: {entry.name} stands twice.", "give one of them options")

@@ -141,6 +141,11 @@ class Method(Struct, frozen=True):
         return f"{self.inputs} adapters" if self.inputs else "adapters"
 
     @property
+    def merges(self) -> bool:
+        """Whether its result is of all the adapters it is given."""
+        return self.takes == "many" and not self.surgery
+
+    @property
     def traits(self) -> str:
         """What it needs, where it works, what it costs and how it scored, in one line."""
         return traits(self.needs, self.place, self.cost, self.score)

@@ -12,7 +12,7 @@ from loramerge.algorithms.arithmetic import ArithmeticOptions, arithmetic
 from loramerge.algorithms.tsv import TsvOptions, tsv
 from loramerge.linalg.calibrations import FAINT, PAPERS, CalibrationName, calibrated, prepared
 from loramerge.linalg.spectrum import Spectrum
-from loramerge.registry import Method, methods
+from loramerge.registry import methods
 from tests.backends import BACKENDS
 from tests.build import read_deltas, write_peft
 from tests.conftest import factors
@@ -201,10 +201,6 @@ def written(out: Path, method: str, inputs: list[Path], **values: object) -> dic
     return read_deltas(loramerge.run(method, inputs, rank=4, **values)[0].save(out))
 
 
-def takes(method: Method) -> bool:
-    return method.takes == "many" and not method.surgery
-
-
 @pytest.fixture
 def alike(tmp_path: Path, rng: np.random.Generator) -> list[Path]:
     """Three adapters of which any two have much in common: `stock` leaves nothing of others."""
@@ -224,7 +220,7 @@ PAIRS = [
     (method.name, name)
     for method in methods().values()
     for name in PAPERS
-    if takes(method) and (method.name, name) not in REFUSED
+    if method.merges and (method.name, name) not in REFUSED
 ]
 
 

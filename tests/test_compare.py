@@ -174,6 +174,7 @@ def test_nothing_is_written_unless_it_is_to_be_kept(here: Path) -> None:
     ("methods", "said", "hint"),
     [
         ("squeeze", "squeeze merges nothing", "methods that merge"),
+        ("project", "project merges nothing", "methods that merge"),
         ("tiez", "no method 'tiez'", "'ties'"),
         ("", "needs methods", "--methods arithmetic,ties"),
         ("ties:densety=1", "ties has no option 'densety'", "'density'"),

@@ -92,6 +92,7 @@ def test_the_shell_completes_commands_options_and_words() -> None:
     assert complete("loramerge inspect a --from a") == ["auto", "adalora"]
     assert complete("loramerge verify a --for peft,sg") == ["peft,sglang"]
     assert complete("loramerge compare a b --methods ties,da") == ["ties,dare"]
+    assert complete("loramerge compare a b --methods p") == []  # project is no merge
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

@@ -152,8 +152,8 @@ def _table(found: Sequence["Compared"]) -> tuple[list[str], list[list[str]]]:
 
 def _merges() -> list[str]:
     """Every method and preset that merges."""
-    many = [one for one in methods().values() if one.takes == "many"]
-    return [name for one in many for name in (one.name, *(p.name for p in one.presets))]
+    able = [one for one in methods().values() if one.merges]
+    return [name for one in able for name in (one.name, *(p.name for p in one.presets))]
 
 
 COMMANDS: dict[str, click.Command] = {
