@@ -8,6 +8,8 @@ from tests.build import write_peft
 from tests.plain import pair, plain
 from tests.typed import typed
 
+OTHER = "it knows llama and gemma2 alone, and "
+
 
 @pytest.mark.parametrize(
     ("change", "why"),
@@ -36,6 +38,8 @@ def test_ollama_takes_factors_for_transposed_where_the_rank_is_large(tmp_path: P
         ("meta-llama/Llama-3.2-1B", "q_proj", 3),
         ("meta-llama/Llama-3.2-1B", "v_proj", 0),
         ("google/gemma-2-2b", "q_proj", 0),
+        ("mistralai/Mistral-7B-v0.3", "q_proj", 3),
+        ("../models/base", "k_proj", 3),
         ("", "k_proj", 3),
     ],
 )
@@ -47,3 +51,24 @@ def test_ollama_turns_the_wrong_factor_of_queries_and_keys_of_llama(
     assert done.code == code, done.out
     assert (f"reorders A of {module}, and not the rows of B" in done.out) == bool(code)
     assert (f"convert_lora_to_gguf.py {path}" in done.out) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("base", "module", "why"),
+    [
+        ("Qwen/Qwen2.5-7B", "q_proj", f"{OTHER}Qwen/Qwen2.5-7B is called neither"),
+        ("google/gemma-2b", "q_proj", f"{OTHER}google/gemma-2b is called neither"),
+        ("microsoft/phi-2", "v_proj", f"{OTHER}microsoft/phi-2 is called neither"),
+        ("", "self_attn.qkv_proj", "it has no name for self_attn.qkv_proj"),
+        ("openai-community/gpt2", "h.0.attn.c_attn", "it has no name for h.0.attn.c_attn"),
+    ],
+)
+def test_ollama_refuses_adapters_of_other_models(
+    base: str, module: str, why: str, tmp_path: Path
+) -> None:
+    path = write_peft(tmp_path / "a", {module: pair()}, base_model_name_or_path=base)
+    done = typed("verify", path, "--for", "ollama")
+    assert done.code == 3
+    assert f"refused: {why}" in done.out
+    assert "reorders" not in done.out
+    assert f"convert_lora_to_gguf.py {path}" in done.out

@@ -123,9 +123,7 @@ def test_every_row_names_files_that_are_there_or_made_and_no_row_stands_twice(qu
 
 
 @pytest.mark.parametrize("suite", ["hard", "easy"])
-@pytest.mark.parametrize(
-    "name", [m.name for m in methods().values() if m.merges]
-)
+@pytest.mark.parametrize("name", [m.name for m in methods().values() if m.merges])
 def test_every_merge_stands_there_at_its_own_scale_and_at_auto(quality, suite: str, name: str):
     ranks = (None,) if methods()[name].rank_option else ("full", 16)
     wanted = [("two", 16)] if methods()[name].inputs else [(suite, rank) for rank in ranks]

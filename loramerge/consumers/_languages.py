@@ -3,7 +3,7 @@
 import math
 import re
 
-from loramerge.adapter import Adapter
+from loramerge.adapter import Adapter, public_base
 from loramerge.consumers._verdict import (
     BAKE,
     MAKE_PLAIN,
@@ -21,8 +21,12 @@ __all__ = ["llama_cpp", "ollama", "peft", "peft_hotswap", "sglang", "transformer
 
 TO_PEFT = "loramerge convert {0} --to peft"
 TO_GGUF = "python convert_lora_to_gguf.py {0}"
-# What a GGUF of llama has in another order, and the models of which none has.
-ROTATED, GEMMA = ("q_proj", "k_proj"), re.compile("gemma-?2", re.IGNORECASE)
+# Models that a GGUF calls gemma2 or llama, by their names: gemma-2b is of the first gemma.
+GEMMA2 = re.compile(r"gemma-?2(?!\d*b)", re.IGNORECASE)
+LLAMA = re.compile(r"llama|mi[sx]tral", re.IGNORECASE)
+# Their layers, and those of them whose rows a GGUF of llama has in another order.
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ROTATED = LAYERS[:2]
 # Types of PEFT's with a layout of their own, and those of them whose modules share tensors.
 OWN, SHARED = ("adalora", "loha_lokr", "vblora", "vera"), ("vblora", "vera")
 # What servers want to find in a config.
@@ -113,6 +117,14 @@ def ollama(adapter: Adapter, max_rank: int) -> Verdict:
     found = _is_peft(adapter) or _is_plain(adapter)
     if found is not None:
         return found
+    leaves = {name: name.rpartition(".")[2] for name in adapter.modules}
+    if strange := [name for name, leaf in leaves.items() if leaf not in LAYERS]:
+        return Verdict("refused", f"it has no name for {listed(strange, 2)}", TO_GGUF)
+    base = adapter.base_model or ""
+    gemma2 = GEMMA2.search(base)
+    if public_base(adapter) and not (gemma2 or LLAMA.search(base)):
+        reason = f"it knows llama and gemma2 alone, and {base} is called neither"
+        return Verdict("refused", reason, TO_GGUF)
     alpha = _alpha(adapter)
     if alpha != int(alpha):
         return Verdict("refused", f"lora_alpha is {alpha:g}, no whole number", MAKE_PLAIN)
@@ -120,8 +132,8 @@ def ollama(adapter: Adapter, max_rank: int) -> Verdict:
         if module.rank > (side := min(module.in_features, module.out_features)):
             reason = f"{name} has a rank above {side}: it takes its factors for transposed ones"
             return Verdict("refused", reason, f"loramerge squeeze {{0}} --rank {side}")
-    turned = [name for name in adapter.modules if name.endswith(ROTATED)]
-    if turned and not GEMMA.search(adapter.base_model or ""):
+    turned = [name for name, leaf in leaves.items() if leaf in ROTATED]
+    if turned and not gemma2:
         reason = f"for llama it reorders A of {listed(turned, 2)}, and not the rows of B"
         return Verdict("wrong scale", reason, TO_GGUF)
     return _alpha_per_rank(adapter)
