@@ -102,7 +102,7 @@ def plan_conversion(
     target = layout(to)
     if target.writes:
         raise UsageError(f"{to} is only read.", f"results of it are written as {target.writes}")
-    adapter = needs.plain(adapter, to)
+    adapter = needs.plain(adapter, to, adapter.extras if extras == "error" else ())
     check_variants([adapter])
     inputs = [adapter, *([needs.initial] if needs.initial else [])]
     final = free_place(inputs, out or conversion_name(adapter, to), force)

@@ -1,13 +1,13 @@
 """What a conversion must know besides the file itself, and what is then made of the adapter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter, Module, source_name
+from loramerge.adapter import Adapter, Extra, Module, source_name
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._names import Heads, Projections, in_form, renamed
@@ -38,8 +38,8 @@ class Needs(Struct, frozen=True):
     alphas: Alphas = "fold"
     allow_pickle: bool = False
 
-    def plain(self, adapter: Adapter, to: str) -> Adapter:
-        """The adapter against its whole and unchanged base model."""
+    def plain(self, adapter: Adapter, to: str, kept: Collection[Extra] = ()) -> Adapter:
+        """The adapter against its whole and unchanged base model, with those of its extras."""
         if self.initial is not None and self.base is not None:
             raise UsageError("convert takes only one of --initial and --base.", "leave --base out")
         typed: list[str] = []
@@ -50,7 +50,8 @@ class Needs(Struct, frozen=True):
             adapter = recomputed(adapter, self.base)
             typed += ["--base", self.base.path.name]
         if self.pruned:
-            adapter = recovered(adapter, read_pruned(self.pruned, self.allow_pickle), self.heads)
+            removed = read_pruned(self.pruned, self.allow_pickle)
+            adapter = recovered(adapter, removed, self.heads, kept)
             typed += [word for place in self.pruned for word in ("--pruned", Path(place).name)]
         if not typed and not adapter.derived:
             return adapter

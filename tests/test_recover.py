@@ -115,8 +115,64 @@ def test_an_index_of_other_modules_or_rows_is_refused(tmp_path: Path) -> None:
         loramerge.convert(other, "peft", tmp_path / "b", pruned=[folder], allow_pickle=True)
 
 
+def test_indexes_that_contradict_each_other_or_the_heads_are_refused(tmp_path: Path) -> None:
+    path = trained(tmp_path / "a")
+    one = index(tmp_path / "one", mlp=NO_UNITS, keys=NO_KEYS)
+    two = index(tmp_path / "two", mlp=[1, 4, 6])
+    given = {"allow_pickle": True}
+    with pytest.raises(AdapterError, match=r"another index of \S+gate_proj differ"):
+        loramerge.convert(path, "peft", tmp_path / "b", pruned=[one, two], **given)
+    again = index(tmp_path / "again", mlp=NO_UNITS[::-1])
+    loramerge.convert(path, "peft", tmp_path / "b", pruned=[one, again], **given)
+    torch.save({"pruned_idx": torch.tensor([0])}, one / f"{LAYER}.mlp.up_proj.pt")
+    with pytest.raises(IncompatibleError, match=r"Two indexes .* differ for \S+up_proj"):
+        loramerge.convert(path, "peft", tmp_path / "c", pruned=[one], **given)
+    heads = index(tmp_path / "heads", keys=[0, 2, 4])
+    with pytest.raises(IncompatibleError, match="are no whole heads"):
+        loramerge.convert(path, "peft", tmp_path / "c", pruned=[heads], **given)
+    keys = index(tmp_path / "keys", keys=NO_KEYS)
+    with pytest.raises(IncompatibleError, match="6 rows of queries for 3 of keys, not 1"):
+        loramerge.convert(path, "peft", tmp_path / "c", pruned=[keys], heads=(4, 4), **given)
+
+
+def test_a_bias_in_the_size_of_the_pruned_model_is_not_carried(tmp_path: Path) -> None:
+    key = f"base_model.model.{LAYER}.self_attn.{{}}_proj.base_layer.bias"
+    extras = {key.format(leaf): np.zeros(size, "f4") for leaf, size in (("k", 3), ("v", 6))}
+    path = write_peft(
+        tmp_path / "a",
+        {f"{LAYER}.self_attn.k_proj": pair(3, HIDDEN), f"{LAYER}.mlp.up_proj": pair(8, HIDDEN)},
+        bias="lora_only",
+        extras=extras,
+    )
+    given = {"pruned": [index(tmp_path / "index", keys=NO_KEYS)], "allow_pickle": True}
+    with pytest.raises(IncompatibleError, match="size that pruning left") as refused:
+        loramerge.convert(path, "peft", tmp_path / "b", **given)
+    assert "--extras drop" in str(refused.value.hint)
+    loramerge.convert(path, "peft", tmp_path / "b", extras="drop", **given)
+
+
+def test_the_report_says_what_is_back_and_what_looks_like_another_pruning(tmp_path: Path) -> None:
+    path = trained(tmp_path / "a", "mlp.gate_proj", "mlp.down_proj")
+    right = index(tmp_path / "right", mlp=NO_UNITS)
+    done = loramerge.convert(path, "peft", tmp_path / "b", pruned=[right], allow_pickle=True)
+    assert done.notes == ("what pruning removed is back, as zeros, in 2 of 3 modules",)
+    wrong = index(tmp_path / "wrong", mlp=[0])
+    done = loramerge.convert(path, "peft", tmp_path / "c", pruned=[wrong], allow_pickle=True)
+    assert done.notes[1].endswith("model.layers.*.mlp.gate_proj (6 x 10, 8 x 10)")
+
+
 def test_what_is_no_index_has_its_own_sentence(tmp_path: Path) -> None:
     path = trained(tmp_path / "a")
+    with pytest.raises(AdapterError, match="is no directory of index files"):
+        loramerge.convert(path, "peft", tmp_path / "b", pruned=[tmp_path / "nothing"])
+    halves = index(tmp_path / "halves")
+    torch.save({"pruned_idx": torch.tensor([0.5])}, halves / f"{LAYER}.mlp.gate_proj.pt")
+    with pytest.raises(AdapterError, match="stored as F32; places are whole numbers"):
+        loramerge.convert(path, "peft", tmp_path / "b", pruned=[halves], allow_pickle=True)
+    strange = index(tmp_path / "strange")
+    torch.save({"pruned_idx": torch.tensor([0])}, strange / f"{LAYER}.mlp.fc1.pt")
+    with pytest.raises(IncompatibleError, match=r"speaks of \S+fc1, which is none of down_proj"):
+        loramerge.convert(path, "peft", tmp_path / "b", pruned=[strange], allow_pickle=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match="holds no index of pruned rows"):
         loramerge.convert(path, "peft", tmp_path / "b", pruned=[tmp_path / "empty"])
