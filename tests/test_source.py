@@ -260,3 +260,12 @@ def test_files_are_let_go_with_their_last_owner(tmp_path: Path) -> None:
     opened[0].close()  # a second time does no harm
     del opened
     assert open_files() == before
+
+
+def test_a_refused_file_is_let_go_though_its_error_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(padded(256)[:-24])
+    before = open_files()
+    with pytest.raises(AdapterError) as refused:
+        open_source(tmp_path / "x.safetensors")
+    assert open_files() == before
+    assert refused.value.hint

@@ -46,7 +46,9 @@ def on_a_terminal(
     )
     os.close(theirs)
     seen, again, last = b"", 0.0, time.monotonic() + 60
-    while time.monotonic() < last and select.select([ours], [], [], 60)[0]:
+    poll = select.poll()  # select() takes no descriptor from 1024 on
+    poll.register(ours)
+    while time.monotonic() < last and poll.poll(60_000):
         try:
             part = os.read(ours, 4096)
         except OSError:  # Linux says so when the last writer is gone

@@ -185,7 +185,11 @@ def open_source(path: Path) -> Source:
     Raises AdapterError with one sentence for everything that is not a well-formed file.
     """
     handle = OnDisk(path)
-    return source_of(path, handle, handle.size)
+    try:
+        return source_of(path, handle, handle.size)
+    except AdapterError:
+        handle.close()  # who keeps the error keeps no file open
+        raise
 
 
 def source_of(path: Path, handle: Handle, size: int, look: bool = False) -> Source:
