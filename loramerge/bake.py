@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from loramerge._lazy import np
 from loramerge.adapter import Adapter, Extra
-from loramerge.compute import SAVE_DTYPES, encode, resolve, single_threaded_blas
+from loramerge.compute import SAVE_DTYPES, encode, holds_numbers, resolve, single_threaded_blas
 from loramerge.derive import check_base, stored_turned, updated
 from loramerge.errors import IncompatibleError, OutputError, listed
 from loramerge.events import Advanced, Listener, Started, silent
@@ -20,7 +20,7 @@ from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._hub import fetch
 from loramerge.io._layout import Stored, Written
 from loramerge.io._peft_keys import clean
-from loramerge.io._source import Source, decode, open_source
+from loramerge.io._source import Source, open_source
 from loramerge.io._write import check_free, staged, start_file
 
 __all__ = ["Baked", "bake"]
@@ -92,10 +92,10 @@ def _changed(adapter: Adapter, base: Checkpoint) -> dict[str, Content]:
             W = updated(adapter, base, name)
             if not np.isfinite(W).all():
                 raise IncompatibleError(f"{name}: W + dW is not finite.", "use another checkpoint")
-            data = encode(W.T if back else W, dtype)
-            if not np.isfinite(decode(data.tobytes(), dtype, name)).all():
+            data: bytes = encode(W.T if back else W, dtype).tobytes()
+            if not holds_numbers(data, dtype):
                 raise IncompatibleError(f"{name} overflows {dtype}.", "use a wider base model")
-            return data.tobytes()
+            return data
 
         found[key] = content
     return found
@@ -106,6 +106,7 @@ def _replaced(adapter: Adapter, base: Checkpoint, changed: Collection[str]) -> d
 
     PEFT saves the weight under an adapted embedding too, which is the base's own.
     """
+    take_out = f"take it out first: loramerge convert {adapter.reference} --to peft --extras drop"
     found: dict[str, Content] = {}
     homeless: list[str] = []
     for extra in adapter.extras:
@@ -123,15 +124,17 @@ def _replaced(adapter: Adapter, base: Checkpoint, changed: Collection[str]) -> d
             continue
 
         def content(own: str = extra.key, stored: str = extra.info.dtype, to: str = dtype) -> bytes:
-            if stored == to:
-                return adapter.source.read(own)
-            return encode(adapter.source.array(own), to).tobytes()
+            same, source = stored == to, adapter.source
+            data: bytes = source.read(own) if same else encode(source.array(own), to).tobytes()
+            if not holds_numbers(data, to):
+                raise IncompatibleError(f"{own} is not finite as {to}.", take_out)
+            return data
 
         found[key] = content
     if homeless:
         raise IncompatibleError(
             f"{base.path.name} has no place for {listed(homeless, 4)}.",
-            f"take them out first: loramerge convert {adapter.reference} --to peft --extras drop",
+            take_out,
         )
     return found
 

@@ -10,7 +10,7 @@ from loramerge.errors import IncompatibleError, listed
 from loramerge.io._open import written_as
 from loramerge.recipe import Recipe
 
-__all__ = ["KEPT", "check_extras", "tokenizer"]
+__all__ = ["KEPT", "check_extras", "flawed", "tokenizer"]
 
 # What --extras may say where a merge keeps the tensors beside the LoRA.
 KEPT = ("first", "mean")
@@ -70,6 +70,16 @@ def _averaged(adapters: Sequence[Adapter]) -> list[str]:
             "use --extras first or --extras drop",
         )
     return [f"the mean of all adapters: {listed(keys)}"]
+
+
+def flawed(carried: Sequence[str]) -> list[str]:
+    """A note on tensors that are carried with NaN or Inf in them, which factors may not hold.
+
+    Nothing is computed with them, and rows of no token, or a mask, may well hold such.
+    """
+    if not carried:
+        return []
+    return [f"warning: NaN or Inf beside the LoRA, carried as it is: {listed(list(carried))}"]
 
 
 def tokenizer(

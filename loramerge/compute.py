@@ -23,6 +23,7 @@ __all__ = [
     "encode",
     "finite",
     "flaw",
+    "holds_numbers",
     "out_of_memory",
     "own_process",
     "resolve",
@@ -37,6 +38,15 @@ SAVE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FLOOR = {"F32": 3.6e-8, "F16": 2.9e-4, "BF16": 2.3e-3}
 # Largest finite float16; what lies above becomes infinite.
 FLOAT16_MAX = 65504.0
+# Infinity as a whole number of the same size: NaN is above, and both have a sign before them.
+INFINITY = {
+    "F64": ("int64", 0x7FF << 52),
+    "F32": ("int32", 0x7F800000),
+    "F16": ("int16", 0x7C00),
+    "BF16": ("int16", 0x7F80),
+    "F8_E5M2": ("int8", 0x7C),
+    "F8_E4M3": ("int8", 0x7F),
+}
 # A GPU pays where delta weights are formed, from this many entries on: importing torch costs what
 # sixteen cores need for these. Thin methods are at home on the CPU.
 GPU_ENTRIES = 10**9
@@ -178,6 +188,19 @@ def finite(update: LowRank) -> bool:
 def flaw(update: LowRank) -> str:
     """What an update that is not finite holds."""
     return "NaN" if bool(np.isnan(update.A).any() or np.isnan(update.B).any()) else "Inf"
+
+
+def holds_numbers(data: bytes | memoryview, dtype: str) -> bool:
+    """Whether no stored float is NaN or Inf, by the bits: in a fifth of the time of their hash."""
+    if dtype not in INFINITY:
+        return True
+    signed, infinity = INFINITY[dtype]
+    bits = np.frombuffer(data, signed)
+    negative = -np.iinfo(signed).min  # what a sign adds where it is read as a digit
+    return bool(
+        bits.max(initial=0) < infinity
+        and bits.view(f"u{signed}").max(initial=0) < negative + infinity
+    )
 
 
 def save_dtype(wanted: str, found: set[str]) -> str:

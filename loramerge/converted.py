@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from loramerge._lazy import np
 from loramerge._version import __version__
 from loramerge.adapter import Adapter, Array, LowRank, Module
+from loramerge.beside import flawed
 from loramerge.card import converted_card
 from loramerge.compute import encode, finite, flaw, resolve
 from loramerge.conversion import SINGLE, Conversion
@@ -38,10 +39,14 @@ __all__ = ["Converted", "convert"]
 
 
 class Converted(Struct, frozen=True):
-    """What was written; `rounded` are the modules whose factors lost bits in the stored dtype."""
+    """What was written; `rounded` are the modules whose factors lost bits in the stored dtype.
+
+    `not_finite` are the keys of what is carried beside them, and holds NaN or Inf.
+    """
 
     plan: Conversion
     rounded: tuple[str, ...]
+    not_finite: tuple[str, ...]
     tensors: int
     file_bytes: int
     source_sha256: str
@@ -58,9 +63,10 @@ class Converted(Struct, frozen=True):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was folded, rounded, dropped, assumed."""
-        if not self.rounded:
-            return self.plan.notes
-        return (*self.plan.notes, f"rounded to the stored dtype: {listed(list(self.rounded), 4)}")
+        notes = [*self.plan.notes, *flawed(self.not_finite)]
+        if self.rounded:
+            notes.append(f"rounded to the stored dtype: {listed(list(self.rounded), 4)}")
+        return tuple(notes)
 
     @property
     def coverage(self) -> str:
@@ -89,6 +95,7 @@ class Converted(Struct, frozen=True):
             "rounded": list(self.rounded),
             "scale_assumed": self.plan.original.scale_assumed,
             "notes": list(self.notes),
+            "not_finite": list(self.not_finite),
             "tensors_sha256": self.tensors_sha256,
         }
 
@@ -149,10 +156,16 @@ def _fill(plan: Conversion, written: Written, path: Path) -> Converted:
             tensors = filling.close({KEY: plan.record(sha256).text()}, pool)
     finally:
         filling.let_go()
-    count, size = len(written.tensors), path.stat().st_size
-    versions = {"loramerge": __version__, **compute.versions()}
     return Converted(
-        plan, tuple(sorted(rounded)), count, size, sha256, tensors, compute.machine(), versions
+        plan,
+        tuple(sorted(rounded)),
+        tuple(filling.not_finite),
+        tensors=len(written.tensors),
+        file_bytes=path.stat().st_size,
+        source_sha256=sha256,
+        tensors_sha256=tensors,
+        machine=compute.machine(),
+        versions={"loramerge": __version__, **compute.versions()},
     )
 
 

@@ -92,6 +92,7 @@ def run(
         machine=compute.machine(),
         versions={"loramerge": __version__, **compute.versions()},
         companions=output.written.companions,
+        not_finite=output.not_finite,
     )
     _check_bound(report)
     return report

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loramerge._lazy import np
-from loramerge.compute import encode
+from loramerge.compute import encode, holds_numbers
 from loramerge.errors import OutputError, listed
 from loramerge.io._layout import Part, Stored, Written
 from loramerge.io._source import decode, open_source
@@ -25,11 +25,15 @@ else:
 
 
 class Filling:
-    """A file whose header is written; factors follow in any order and from any thread."""
+    """A file whose header is written; factors follow in any order and from any thread.
+
+    `not_finite` are the keys of what is carried beside them, and holds NaN or Inf.
+    """
 
     def __init__(self, written: Written, path: Path) -> None:
         self.written = written
         self.path = path
+        self.not_finite: list[str] = []
         self._digests: dict[str, str] = {}
         self._stored = {
             (module, s.part): s for s in written.tensors if s.part for module in s.modules
@@ -40,7 +44,10 @@ class Filling:
         self._writer = start_file(self._descriptor, written)
         for stored in written.tensors:
             if stored.part is None:
-                self._put(stored, stored.content())
+                content = stored.content()
+                if not holds_numbers(content, stored.dtype):
+                    self.not_finite.append(stored.key)
+                self._put(stored, content)
 
     def put(self, module: str, part: Part, values: Encoded) -> Encoded:
         """Write one factor; returned as a reader will find it.

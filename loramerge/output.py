@@ -86,6 +86,11 @@ class Output:
             condition=condition,
         )
 
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Keys of what is carried beside the modules, and holds NaN or Inf."""
+        return tuple(self._file.not_finite)
+
     def close(self, pool: Executor, sources_sha256: Sequence[str]) -> str:
         """Complete the header, read the whole file back, compare; sha256 over all tensors.
 

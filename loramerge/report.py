@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from loramerge.adapter import public_base
+from loramerge.beside import flawed
 from loramerge.errors import listed
 from loramerge.plan import Plan
 
@@ -67,7 +68,8 @@ class Report(Struct, frozen=True):
     """Everything a user must know about one result.
 
     `scale` is the factor on the merge before truncation, `others` what the other policies would
-    have been; `tensors_sha256` covers names, dtypes, shapes and bytes in name order.
+    have been; `tensors_sha256` covers names, dtypes, shapes and bytes in name order. `not_finite`
+    are the keys of what is carried beside the modules, and holds NaN or Inf.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class Report(Struct, frozen=True):
     machine: str
     versions: Mapping[str, str]
     companions: Mapping[str, bytes]
+    not_finite: tuple[str, ...]
 
     @property
     def relative_error(self) -> float:
@@ -167,7 +170,7 @@ class Report(Struct, frozen=True):
     @property
     def notes(self) -> list[str]:
         """What was dropped, padded, assumed, left out."""
-        notes = list(self.plan.notes)
+        notes = [*self.plan.notes, *flawed(self.not_finite)]
         if self.zero:
             which = "every module" if len(self.zero) == len(self.modules) else listed(self.zero)
             notes.append(f"the weighted sum is zero in {which}")
@@ -229,6 +232,7 @@ class Report(Struct, frozen=True):
             "retained_energy": self.energy,
             "condition": self.condition,
             "notes": self.notes,
+            "not_finite": list(self.not_finite),
             "modules": [
                 {
                     "name": m.name,

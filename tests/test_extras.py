@@ -1,24 +1,28 @@
-"""Heads beside the LoRA in a merge: the mean of all, where all have the same."""
+"""Heads beside the LoRA: the mean of all, where all have the same, and numbers that are none."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+import torch
+from safetensors.numpy import load_file, save_file
 
+from loramerge.compute import holds_numbers
 from tests.build import write_peft
 from tests.typed import typed
 
 KEY = "base_model.model.score.weight"
 
 
-def with_head(path: Path, seed: int, labels: int = 3) -> Path:
+def with_head(path: Path, seed: int, labels: int = 3, first: float = 0.0) -> Path:
     rng = np.random.default_rng(seed)
     pair = (
         rng.standard_normal((2, 6)).astype(np.float32),
         rng.standard_normal((4, 2)).astype(np.float32),
     )
     head = rng.standard_normal((labels, 6)).astype(np.float32)
+    head[0, 0] += first
     return write_peft(
         path, {"lin": pair}, r=2, lora_alpha=2, extras={KEY: head}, modules_to_save=["score"]
     )
@@ -62,3 +66,84 @@ def test_how_many_tensors_are_in_the_result_is_said(
     one, two = with_head(tmp_path / "a", 1), with_head(tmp_path / "b", 2)
     done = typed("cat", one, two, "--extras", extras, "-o", tmp_path / "out")
     assert f"1 of 1 merged, {tensors} of 6 tensors" in done.err
+
+
+@pytest.mark.parametrize("flaw", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "squeeze a -r 1",
+        "cat a",
+        "cat b a --extras mean",
+        "select a --ranks 0",
+        "convert a --to peft",
+    ],
+)
+def test_what_is_carried_and_is_no_number_is_named(
+    words: str, flaw: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_head(Path("a"), 1, first=flaw)
+    with_head(Path("b"), 2)
+    line = (*words.split(), "-o", "out")
+    done = typed(*line)
+    assert done.code == 0, done.err
+    assert f"warning  NaN or Inf beside the LoRA, carried as it is: {KEY}" in done.err
+    assert np.isfinite(load_file("out/adapter_model.safetensors")[KEY]).sum() == 17
+    assert json.loads(typed(*line, "-f", "--json").out)["not_finite"] == [KEY]
+    assert json.loads(Path("out/loramerge.json").read_text())["not_finite"] == [KEY]
+
+
+@pytest.mark.parametrize("words", ["squeeze a -r 1", "convert a --to peft"])
+def test_of_numbers_that_are_carried_nothing_is_said(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(with_head(tmp_path / "a", 1).parent)
+    done = typed(*words.split(), "-o", "out", "--json")
+    assert json.loads(done.out)["not_finite"] == []
+    assert "Inf" not in done.out + done.err
+
+
+# What float16 cannot hold, and what is none.
+@pytest.mark.parametrize("first", [1e6, np.nan])
+def test_a_head_that_a_model_would_not_hold_is_not_baked(
+    first: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(with_head(tmp_path / "a", 1, first=first).parent)
+    Path("base").mkdir()
+    shapes = {"lin.weight": (4, 6), "score.weight": (3, 6)}
+    weights = {key: np.zeros(shape, np.float16) for key, shape in shapes.items()}
+    save_file(weights, "base/model.safetensors")
+    done = typed("bake", "a", "--base", "base", "-o", "out")
+    assert done.code == 1
+    assert done.lines[0] == f"error: {KEY} is not finite as F16."
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "bits"),
+    [
+        (torch.float16, "F16", np.arange(1 << 16, dtype=np.uint16)),
+        (torch.bfloat16, "BF16", np.arange(1 << 16, dtype=np.uint16)),
+        (torch.float8_e5m2, "F8_E5M2", np.arange(1 << 8, dtype=np.uint8)),
+        (torch.float8_e4m3fn, "F8_E4M3", np.arange(1 << 8, dtype=np.uint8)),
+        # Of the wide ones every sign and exponent, with nothing, little or all behind them.
+        (torch.float32, "F32", (np.arange(1 << 9) << 23)[:, None] + [0, 1, (1 << 23) - 1]),
+        (torch.float64, "F64", (np.arange(1 << 12) << 52)[:, None] + [0, 1, (1 << 52) - 1]),
+    ],
+)
+def test_torch_knows_the_same_numbers_by_their_bits(
+    dtype: torch.dtype, name: str, bits: np.ndarray
+) -> None:
+    stored = bits.astype(np.uint32 if name == "F32" else bits.dtype).ravel()
+    told = torch.from_numpy(stored.copy()).view(dtype).double().isfinite().tolist()
+    assert [holds_numbers(one.tobytes(), name) for one in stored] == told
+    assert not all(told)
+    sound = stored[np.array(told)]
+    assert holds_numbers(sound.tobytes(), name)
+    assert not holds_numbers(stored.tobytes(), name)
+
+
+def test_no_bytes_and_whole_numbers_are_numbers() -> None:
+    assert holds_numbers(b"", "F32")
+    assert holds_numbers(b"\xff" * 8, "I64")

@@ -130,19 +130,19 @@ def _typable(verdict: "Verdict", adapter: "Adapter") -> "Verdict":
 
 def _unsound(adapter: "Adapter") -> list[str]:
     """Modules, and tensors beside them, with a number that is none."""
-    from loramerge._lazy import np
-    from loramerge.compute import finite
-    from loramerge.io._source import FLOATS
+    from loramerge.compute import finite, holds_numbers
 
     modules = [name for name in adapter.modules if not finite(adapter.read(name))]
-    beside = [extra.key for extra in adapter.extras if extra.info.dtype in FLOATS]
+    beside = [extra.key for extra in adapter.extras]
     beside += [
         key
         for module in adapter.modules.values()
         for role, key in module.keys.items()
         if role in ("magnitude", "dora_scale")
     ]
-    return modules + [key for key in beside if not np.isfinite(adapter.source.array(key)).all()]
+    source = adapter.source
+    dtypes = {key: source.tensors[key].dtype for key in beside}
+    return modules + [key for key in beside if not holds_numbers(source.read(key), dtypes[key])]
 
 
 def _hashes(adapter: "Adapter") -> bool | None:
