@@ -15,6 +15,7 @@ from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._grammar import INCOMPLETE
 
 __all__ = [
+    "OTHER_BASE",
     "check_base",
     "difference",
     "stored_turned",

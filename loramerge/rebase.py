@@ -4,39 +4,51 @@ Such an adapter stands against W - s A0 B0, A0 and B0 being what training starte
 W the update is s (B A - B0 A0), exactly, at twice the rank.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec.structs import replace
 
 from loramerge._lazy import np
-from loramerge.adapter import Adapter, Array, LowRank, Module, TensorSource
-from loramerge.derive import check_base, stored_turned, weight_of
+from loramerge.adapter import Adapter, Array, LowRank, Module, TensorSource, source_name
+from loramerge.derive import OTHER_BASE, check_base, stored_turned, weight_of
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._checkpoint import Checkpoint
+from loramerge.linalg.factors import compare
 from loramerge.linalg.kernels import kernels
 
 __all__ = ["rebased", "recomputed"]
 
 # How a variant is called whose start changed its base.
 REBASED = " initialisation"
+# Starts that are parts of W, and the least cosine of what training makes of them: it leaves them by
+# less than 10 times their own length.
+PARTS = ("pissa", "olora", "corda")
+LEAST = 0.1
 # Singular values closer than this, relative to the largest, may have changed places in float32.
 GAP = 1e-5
+BEFORE = "name the directory in which this adapter was saved before it was trained"
 
 
 def rebased(adapter: Adapter, initial: Adapter) -> Adapter:
     """The adapter against its true base, by the factors it started from.
 
-    Raises IncompatibleError where these are of other modules or shapes.
+    Raises IncompatibleError where these are of other modules, shapes or ranks, or of another kind
+    of start.
     """
     missing = [
         name
         for name, module in adapter.modules.items()
-        if name not in initial.modules or initial.modules[name].shape != module.shape
+        if (first := initial.modules.get(name)) is None
+        or (first.shape, first.rank) != (module.shape, module.rank)
     ]
     if missing:
         raise IncompatibleError(
-            f"{initial.reference} does not hold the start of {listed(missing, 3)}.",
-            "name the directory in which this adapter was saved before it was trained",
+            f"{initial.reference} does not hold the start of {listed(missing, 3)}.", BEFORE
+        )
+    own, other = _kind(adapter), _kind(initial)
+    if own and other and own != other:
+        raise IncompatibleError(
+            f"{adapter.reference} began as {own}, {initial.reference} as {other}.", BEFORE
         )
 
     def start(name: str) -> LowRank:
@@ -45,7 +57,27 @@ def rebased(adapter: Adapter, initial: Adapter) -> Adapter:
         share = first.scaling / adapter.modules[name].scaling
         return update if share == 1 else LowRank(update.A, update.B * update.B.dtype.type(share))
 
-    return _against(adapter, start, initial.modules)
+    found = _against(adapter, start, initial.modules, initial.reference, BEFORE)
+    return replace(found, assumed=(*found.assumed, *_notes(adapter, initial)))
+
+
+def _kind(adapter: Adapter) -> str | None:
+    """What its config says it began as, None where that left its base as it was."""
+    changed = any(variant.name.endswith(REBASED) for variant in adapter.variants)
+    return str(adapter.config["init_lora_weights"]).lower() if changed else None
+
+
+def _notes(adapter: Adapter, initial: Adapter) -> Iterator[str]:
+    """What was done, and what looks as if the start were another's."""
+    name, modules = source_name(initial), adapter.modules
+    yield f"what it started from, {name}, is taken off, which doubles its ranks"
+    if _kind(adapter) is None:
+        said = str(adapter.config.get("init_lora_weights")).lower()
+        yield f"its init_lora_weights is {said}: it may stand against its base as it is"
+    if other := [n for n, m in modules.items() if m.scaling != initial.modules[n].scaling]:
+        yield f"the scale of {name} is another one for {listed(other, 3)}"
+    if left := [n for n in initial.modules if n not in modules]:
+        yield f"{name} also holds the start of {listed(left, 3)}, which is left out"
 
 
 def recomputed(adapter: Adapter, base: Checkpoint) -> Adapter:
@@ -57,7 +89,13 @@ def recomputed(adapter: Adapter, base: Checkpoint) -> Adapter:
     random numbers or data, for a spectrum without a gap behind its r largest values, and where the
     base is another.
     """
-    kind = str(adapter.config.get("init_lora_weights")).lower()
+    kind = _kind(adapter)
+    if kind is None:
+        raise IncompatibleError(
+            f"{adapter.reference} does not say that its start changed its base, so that --base "
+            "tells nothing of it.",
+            "leave --base out",
+        )
     found = STARTS.get(kind)
     turned = bool(adapter.config.get("fan_in_fan_out"))
     others = [name for name, m in adapter.modules.items() if m.kind != "linear"]
@@ -76,7 +114,9 @@ def recomputed(adapter: Adapter, base: Checkpoint) -> Adapter:
 
     # A start is nearly as large as W, and what was learned a small difference from it.
     wide = {name: replace(module, dtype="F32") for name, module in adapter.modules.items()}
-    return _against(adapter, start, wide)
+    note = f"what it started from, by {base.path.name}, is taken off, which doubles its ranks"
+    against = _against(adapter, start, wide, base.path.name, OTHER_BASE)
+    return replace(against, assumed=(*against.assumed, note))
 
 
 def _principal(W: Array, module: Module) -> LowRank:
@@ -103,18 +143,28 @@ STARTS = {"pissa": _principal, "olora": _orthonormal}
 
 
 def _against(
-    adapter: Adapter, start: Callable[[str], LowRank], initial: Mapping[str, Module]
+    adapter: Adapter,
+    start: Callable[[str], LowRank],
+    initial: Mapping[str, Module],
+    whose: str,
+    hint: str,
 ) -> Adapter:
     """The adapter less its start, whose B is for the adapter's own scaling.
 
-    Stored in the dtype of both where it is one and nothing is scaled, else in float32.
+    Stored in the dtype of both where it is one and nothing is scaled, else in float32. Raises
+    IncompatibleError where it has nothing of a start that is one of `PARTS`.
     """
+    near = (_kind(adapter) or "").startswith(PARTS)
 
     def both(source: TensorSource, module: Module) -> LowRank:
         own = adapter.modules[module.name]
         one, two = own.form(source, own), start(module.name)
-        A, B = np.concatenate([one.A, two.A]), np.concatenate([one.B, -two.B], axis=1)
-        return LowRank(A, B)
+        found = compare(one, two)
+        if near and found.target and found.inner <= LEAST * (found.target * found.result) ** 0.5:
+            raise IncompatibleError(
+                f"{module.name} has nothing of what it would have started from by {whose}.", hint
+            )
+        return LowRank(np.concatenate([one.A, two.A]), np.concatenate([one.B, -two.B], axis=1))
 
     modules = {}
     for name, module in adapter.modules.items():

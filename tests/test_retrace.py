@@ -97,7 +97,7 @@ def test_a_step_that_was_made_with_a_base_model_is_named_where_it_is_gone(
 
 
 def test_a_start_that_changed_the_base_counts_as_a_second_model(here: Path) -> None:
-    assert typed("convert", "a", "--to", "peft", "--initial", "c", "-o", "out").code == 0
+    assert typed("convert", "a", "--to", "peft", "--initial", "a", "-o", "out").code == 0
     done = typed("reproduce", "out")
     assert done.code == 1
     assert shell(done.lines[1].removeprefix("hint: type: "), here).code == 0

@@ -141,7 +141,7 @@ def _inits(config: Mapping[str, Any]) -> Iterator[Variant]:
         )
     elif init.lower() == "loftq":
         yield Variant(
-            "loftq initialisation",
+            "LoftQ",
             "its factors also hold the rounding of a quantised base model",
             INTO_BASE,
         )

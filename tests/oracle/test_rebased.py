@@ -154,7 +154,8 @@ def test_only_one_of_initial_and_base_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("init", ["corda", "lora_ga", "pissa_niter_4"])
 def test_any_start_is_taken_out_where_it_was_saved(init: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(3)
-    pairs = [(draw.standard_normal((3, 16)), draw.standard_normal((12, 3))) for _ in range(2)]
+    first = (draw.standard_normal((3, 16)), draw.standard_normal((12, 3)))
+    pairs = [tuple(factor + draw.standard_normal(factor.shape) / 5 for factor in first), first]
     now, start = (
         open_adapter(
             str(write_peft(tmp_path / name, {"q": pair}, lora_alpha=6, init_lora_weights=init))
@@ -166,3 +167,68 @@ def test_any_start_is_taken_out_where_it_was_saved(init: str, tmp_path: Path) ->
     update = plain.read("q", wide=True)
     (A, B), (A0, B0) = ([x.astype("f4").astype(float) for x in pair] for pair in pairs)
     np.testing.assert_allclose(update.B @ update.A, 2 * (B @ A - B0 @ A0), rtol=1e-12, atol=1e-12)
+
+
+def written(folder: Path, *, r: int = 3, **config: object) -> Path:
+    draw = np.random.default_rng(len(folder.name))
+    pair = (draw.standard_normal((r, 16)), draw.standard_normal((12, r)))
+    return write_peft(folder, {"q": pair}, **config)
+
+
+def test_a_start_of_another_kind_or_rank_or_adapter_is_refused(tmp_path: Path) -> None:
+    trained = open_adapter(str(written(tmp_path / "a", init_lora_weights="pissa")))
+    other = open_adapter(str(written(tmp_path / "bb", init_lora_weights="olora")))
+    with pytest.raises(IncompatibleError, match=r"began as pissa, .* as olora"):
+        rebased(trained, other)
+    other = open_adapter(str(written(tmp_path / "ccc", r=2, init_lora_weights="pissa")))
+    with pytest.raises(IncompatibleError, match="does not hold the start of q"):
+        rebased(trained, other)
+    for name in ("dddd", "zeros"):
+        folder = written(tmp_path / name, init_lora_weights="pissa")
+        if name == "zeros":
+            write_peft(folder, {"q": (np.ones((3, 16)), np.zeros((12, 3)))})
+        with pytest.raises(IncompatibleError, match="q has nothing of what it would have started"):
+            rebased(trained, open_adapter(str(folder))).read("q")
+
+
+def test_another_base_is_refused_where_nothing_of_it_is_in_the_adapter(tmp_path: Path) -> None:
+    trained("olora", Model(), tmp_path)
+    torch.manual_seed(8)
+    save_file(Model().state_dict(), tmp_path / "other.safetensors")
+    words = ("--to", "peft", "--base", tmp_path / "other.safetensors", "-o", tmp_path / "plain")
+    done = typed("convert", tmp_path / "trained", *words)
+    assert done.code == 1
+    assert f"q has nothing of what it would have started from by {tmp_path.name}" in done.err
+    assert "hint: name the base model that this adapter was trained on" in done.err
+
+
+def test_the_report_says_what_was_taken_off_and_what_is_strange_about_it(tmp_path: Path) -> None:
+    adapter = open_adapter(str(written(tmp_path / "a", lora_alpha=6, init_lora_weights=True)))
+    start = write_peft(
+        tmp_path / "start",
+        {name: (np.ones((3, 16)), np.ones((12, 3))) for name in ("q", "v")},
+        lora_alpha=3,
+    )
+    assert rebased(adapter, open_adapter(str(start))).assumed == (
+        "what it started from, start, is taken off, which doubles its ranks",
+        "its init_lora_weights is true: it may stand against its base as it is",
+        "the scale of start is another one for q",
+        "start also holds the start of v, which is left out",
+    )
+
+
+def test_an_adapter_whose_base_did_not_change_needs_no_base(tmp_path: Path) -> None:
+    save_file(Model().state_dict(), tmp_path / "model.safetensors")
+    base = open_checkpoint(str(tmp_path / "model.safetensors"))
+    for init in (True, "gaussian", "loftq"):
+        adapter = open_adapter(str(written(tmp_path / "a", init_lora_weights=init)))
+        with pytest.raises(IncompatibleError, match="--base tells nothing of it") as refused:
+            recomputed(adapter, base)
+        assert refused.value.hint == "leave --base out"
+
+
+def test_a_start_of_loftq_does_not_make_it_plain(tmp_path: Path) -> None:
+    one = written(tmp_path / "a", init_lora_weights="loftq")
+    done = typed("convert", one, "--initial", one, "--to", "peft", "-o", tmp_path / "plain")
+    assert done.code == 1
+    assert "LoftQ" in done.err
