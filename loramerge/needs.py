@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from loramerge.adapter import Adapter, Extra, Module, source_name
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._checkpoint import Checkpoint
-from loramerge.io._names import Heads, Projections, in_form, renamed
+from loramerge.io._names import Heads, Projections, in_form, remarks, renamed
 from loramerge.rebase import rebased, recomputed
 from loramerge.recover import read_pruned, recovered
 
@@ -67,6 +67,13 @@ class Needs(Struct, frozen=True):
         if self.projections is None or adapter.naming == "model":
             return there
         return in_form(there, self.projections, self.heads)
+
+    def told(self, adapter: Adapter, there: Adapter) -> list[str]:
+        """What to say of its projections, now that it is `there`."""
+        if self.projections is None:
+            return []
+        before = replace(self, projections=None).named(adapter, there.naming)
+        return remarks(before, there, self.projections)
 
     @property
     def facts(self) -> dict[str, object]:

@@ -73,9 +73,10 @@ class ConvertOptions(Options, frozen=True):
     projections: Annotated[
         Literal["split", "fused", "experts"] | None,
         _says(
-            "q, k, v and gate, up of a language model by themselves, or as qkv_proj and "
-            "gate_up_proj; experts as modules, or parameters. experts: only these as parameters, "
-            "as transformers 5 has them.  [default: as they are]"
+            "q, k, v and gate, up of a language model by themselves, or as the qkv_proj and "
+            "gate_up_proj that Phi-3 and Phi-4 have (GLM-4 the latter alone; Llama, Mistral, Qwen "
+            "and Gemma neither); experts as modules, or parameters. experts: only these as "
+            "parameters, as transformers 5 has them.  [default: as they are]"
         ),
     ] = None
     rename: Annotated[

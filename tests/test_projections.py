@@ -185,6 +185,32 @@ def test_gates_that_alternate_with_what_they_open_stay_as_they_are(tmp_path: Pat
         in_form(theirs, "split")
 
 
+@pytest.mark.parametrize("base", ["Salesforce/codegen-350M-mono", "MiniMaxAI/MiniMax-Text-01-hf"])
+def test_heads_that_hold_their_parts_in_turn_stay_as_they_are(base: str, tmp_path: Path) -> None:
+    theirs = replace(fused(tmp_path / "a"), base_model=base)
+    with pytest.raises(IncompatibleError, match="queries, keys and values head by head in turn"):
+        in_form(theirs, "split", (3, 1))
+
+
+@pytest.mark.parametrize("form", ["split", "fused", "experts"])
+def test_other_fused_layers_are_left_alone_and_that_is_said(form: str, tmp_path: Path) -> None:
+    name = "gpt_neox.layers.0.attention.query_key_value"
+    source = write_peft(tmp_path / "a", {name: pair(36)})
+    done = typed("convert", source, "--to", "peft", "--projections", form, "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    assert f"--projections {form} changes nothing here: query_key_value, Wqkv" in done.err
+    assert list(open_adapter(str(tmp_path / "b")).modules) == [name]
+
+
+def test_of_a_form_that_most_models_have_nothing_is_said(tmp_path: Path) -> None:
+    fused(tmp_path / "a")
+    words = ("--to", "peft", "--heads", "3,1", "--projections", "split", "-o", tmp_path / "b")
+    done = typed("convert", tmp_path / "a", *words)
+    assert done.code == 0
+    assert "Phi-3" not in done.err
+    assert "changes nothing" not in done.err
+
+
 def test_convert_takes_form_and_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fused(Path("a"))

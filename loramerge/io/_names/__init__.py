@@ -16,11 +16,20 @@ from msgspec.structs import replace
 from loramerge.adapter import Adapter, Module
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._names._forms import fits, holds, part_heights, parts, together
-from loramerge.io._names._projections import Heads, Projections, in_form, like
+from loramerge.io._names._projections import Heads, Projections, in_form, like, remarks
 from loramerge.io._names._table import Family, Found
 from loramerge.io._names._torchtune import across_torchtune
 
-__all__ = ["Heads", "Projections", "alike", "families", "family_of", "in_form", "renamed"]
+__all__ = [
+    "Heads",
+    "Projections",
+    "alike",
+    "families",
+    "family_of",
+    "in_form",
+    "remarks",
+    "renamed",
+]
 
 ONE_LAYOUT = "leave --to out, or give adapters of one layout"
 # Where a file's header says what it was trained on.

@@ -1,7 +1,9 @@
 """Projections of language models that are one layer in some checkpoints and several in others.
 
-vLLM, Phi-3 and others fuse q_proj, k_proj and v_proj into qkv_proj, and gate_proj and up_proj into
-gate_up_proj: rows one below the other. Those of experts are one parameter in transformers 5, where
+Phi-3 and Phi-4, and vLLM inside, fuse q_proj, k_proj and v_proj into qkv_proj, and gate_proj and
+up_proj into gate_up_proj: rows one below the other. GLM-4 does so with the latter alone. Heads in
+turn are another thing: query_key_value of GPT-NeoX, Falcon and BLOOM is left alone, and qkv_proj of
+CodeGen and MiniMax is refused. Projections of experts are one parameter in transformers 5, where
 Mixtral's block_sparse_moe.experts.N.w1, w3 and w2 are mlp.experts.gate_up_proj and down_proj.
 """
 
@@ -15,7 +17,7 @@ from loramerge.adapter import Adapter, Kind, Module
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._names._forms import apart, stacked
 
-__all__ = ["Heads", "Projections", "in_form", "like"]
+__all__ = ["Heads", "Projections", "in_form", "like", "remarks"]
 
 # How many heads queries have, and how many keys and values have.
 Heads: TypeAlias = tuple[int, int]
@@ -31,8 +33,16 @@ OF_MIXTRAL = re.compile(r"(.+\.)block_sparse_moe(\.experts\.\d+\.)(w[123])")
 OF_OTHERS = re.compile(r"(.+\.)mlp(\.experts\.\d+\.)(gate_proj|down_proj|up_proj)")
 OTHERWISE = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 OTHERWISE |= {name: own for own, name in OTHERWISE.items()}
-# Its experts' gate and up projections alternate row by row.
-INTERLEAVED = re.compile(r"gpt.?oss", re.IGNORECASE)
+# Models whose fused layers hold their parts in turn, and how.
+IN_TURN = {
+    QKV: (re.compile(r"codegen|minimax", re.IGNORECASE), "queries, keys and values head by head"),
+    GATE_UP: (re.compile(r"gpt.?oss", re.IGNORECASE), "gate and up projections row by row"),
+}
+HOLDERS = (
+    "qkv_proj and gate_up_proj are layers of Phi-3 and Phi-4; GLM-4 has the latter alone, Llama, "
+    "Mistral, Qwen and Gemma have neither"
+)
+UNTOUCHED = "query_key_value, Wqkv, c_attn and the like are left as they are"
 
 
 def in_form(adapter: Adapter, form: Projections, heads: Heads | None = None) -> Adapter:
@@ -56,6 +66,15 @@ def in_form(adapter: Adapter, form: Projections, heads: Heads | None = None) -> 
         if _leaf(name) in WHOLE and (form == "fused" or EXPERT.fullmatch(name))
     }
     return _experts(_fused(adapter, fused, heads), "parameter")
+
+
+def remarks(before: Adapter, after: Adapter, form: Projections) -> list[str]:
+    """What to say of an adapter in a form: which models have it, or that nothing was changed."""
+    kinds, were = ({name: m.kind for name, m in a.modules.items()} for a in (after, before))
+    if kinds == were:
+        return [f"--projections {form} changes nothing here: {UNTOUCHED}"]
+    fused = any(kind == "linear" and _leaf(name) in PARTS for name, kind in kinds.items())
+    return [HOLDERS] if form == "fused" and fused else []
 
 
 def like(adapter: Adapter, models: Mapping[str, Module]) -> Adapter:
@@ -123,12 +142,12 @@ def _split(
         if name not in wholes:
             modules[name] = module
             continue
-        if module.kind == "parameter" and INTERLEAVED.search(adapter.base_model or ""):
-            raise IncompatibleError(
-                f"{adapter.reference}: {name} holds gate and up projections row by row in turn.",
-                "keep it as it is",
-            )
         parent, dot, leaf = name.rpartition(".")
+        models, how = IN_TURN[leaf]
+        if models.search(adapter.base_model or ""):
+            raise IncompatibleError(
+                f"{adapter.reference}: {name} holds {how} in turn.", "keep it as it is"
+            )
         heights = _heights(leaf, module.out_features, wholes[name], heads)
         if heights is None:
             raise _unknown(adapter, name, heads)
