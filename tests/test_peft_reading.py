@@ -13,6 +13,7 @@ from loramerge.adapter import Adapter
 from loramerge.errors import AdapterError
 from loramerge.io._open import open_adapter
 from tests.build import PREFIX, write_peft
+from tests.typed import typed
 
 A, B = np.ones((2, 6), np.float32), np.ones((4, 2), np.float32)
 PLAIN = {"layers.0.q_proj": (A, B), "layers.1.q_proj": (A, B)}
@@ -166,3 +167,32 @@ def test_what_may_not_be_read_is_said_in_the_systems_words(
 
 def test_a_path_no_system_can_have_is_refused() -> None:
     assert "cannot be read: File name too long." in refusal(Path("x" * 5000)).message
+
+
+def single(path: Path, **config: str) -> Path:
+    """One file that was made of an adapter with this config."""
+    source, file = write_peft(path, PLAIN, **config), path.with_suffix(".safetensors")
+    assert typed("cat", source, "-o", file).code == 0
+    return file
+
+
+def test_one_file_says_what_it_is_for(tmp_path: Path) -> None:
+    said = {"base_model_name_or_path": "org/base", "revision": "v2", "task_type": "CAUSAL_LM"}
+    file = single(tmp_path / "a", **said)
+    assert opened(file).base_model == "org/base"
+    assert typed("convert", file, "--to", "peft", "-o", tmp_path / "b").code == 0
+    config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert {name: config[name] for name in said} == said
+
+
+def test_of_files_for_different_models_is_said_that_they_are(tmp_path: Path) -> None:
+    files = [single(tmp_path / n, base_model_name_or_path=f"org/{n}") for n in ("x", "y")]
+    done = typed("cat", *files, "-o", tmp_path / "out")
+    assert "the adapters name different base models: org/x, org/y" in done.err
+
+
+def test_one_file_does_not_say_where_its_model_was(tmp_path: Path) -> None:
+    file = single(tmp_path / "a", base_model_name_or_path="/home/me/base", revision="v2")
+    assert opened(file).base_model is None
+    assert b"/home/me" not in file.read_bytes()
+    assert "revision" not in opened(file).config

@@ -124,8 +124,7 @@ def test_a_plan_says_of_a_written_step_what_the_run_says(here: Path, output: str
     planned, done = json.loads(typed(*words, "--dry-run").out), json.loads(typed(*words).out)
     told = [one["notes"] for one in (*planned["steps"], planned)]
     assert told == [one["notes"] for one in (*done["steps"], done)]
-    # One file says of its base model nothing.
-    assert any("org/x, org/y" in note for note in told[1]) == (output == "y")
+    assert any("org/x, org/y" in note for note in told[1])
 
 
 def test_a_conversion_between_steps_can_be_written(here: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter, Extra, Kind, Module
+from loramerge.adapter import Adapter, Extra, Kind, Module, is_local
 from loramerge.errors import AdapterError, listed
 from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_shapes, pair
 from loramerge.io._layout import ROUNDING, Draft, Given, Layout, Stored, Written, alpha_of
@@ -33,7 +33,9 @@ KINDS: tuple[tuple[Kind, str, str], ...] = (
     ("embedding", "embedding_A", "embedding_B"),
 )
 ADAPTER_NAME = re.compile(r"\.lora_(?:embedding_)?[AB]\.(?!weight$|bias$)([^.]+)")
-# Config fields that a bare file carries in its header: of its scale, its experts, its extras.
+# Config fields that a bare file carries in its header: of what it is for, its scale, its experts,
+# its extras.
+OF_BASE, OF_TASK = ("base_model_name_or_path", "revision"), ("task_type",)
 OF_SCALE = ("fan_in_fan_out", "lora_alpha", "r", "rank_pattern")
 OF_EXPERTS = ("target_parameters",)
 OF_EXTRAS = ("bias", "modules_to_save", "trainable_token_indices")
@@ -174,7 +176,10 @@ def write(draft: Draft) -> Written:
         tensors.append(Stored(key, extra.info.dtype, extra.info.shape, content=content))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
+    base = config["base_model_name_or_path"]
     stated = (*OF_SCALE, *OF_EXPERTS, *(OF_EXTRAS if draft.extras else ()))
+    stated += OF_BASE if isinstance(base, str) and not is_local(base) else ()
+    stated += OF_TASK if config["task_type"] else ()
     stated += ("alpha_pattern",) if config["alpha_pattern"] else ()
     header = {name: config[name] for name in stated if name in config}
     return Written(
