@@ -46,7 +46,9 @@ def push(
     from loramerge.cli.progress import progress
     from loramerge.cli.ui import echo_json
     from loramerge.exchange import push as sent
+    from loramerge.io._hub_client import limit_silence
 
+    limit_silence()
     with progress(quiet or json) as listen:
         listen(Started("sending to the Hub", 0))
         found = sent(adapter, repository, private=private, create_pr=create_pr, message=message)

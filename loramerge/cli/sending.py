@@ -40,9 +40,11 @@ class Sending(Struct, frozen=True):
         """
         from loramerge.cli.progress import progress
         from loramerge.exchange import push
+        from loramerge.io._hub_client import limit_silence
         from loramerge.publish import companions
         from loramerge.report import Report
 
+        limit_silence()
         beside = companions(made) if final.is_file() and isinstance(made, Report) else None
         method = made.as_json()["recipe"]["method"]
         try:

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["client", "headers", "page", "patiently", "refusal", "stated_wait"]
+__all__ = ["client", "headers", "limit_silence", "page", "patiently", "refusal", "stated_wait"]
 
 Result = TypeVar("Result")
 # Seconds before each further attempt at a Hub that is busy, where it does not say how many.
 PAUSES = (1.0, 2.0, 4.0)
 # More seconds than this nobody waits for without being told.
 LONGEST = 30.0
+# Seconds without a word after which a push is given up; gateways give up a busy Hub before.
+SILENCE = 120.0
 BUSY = frozenset((429, 500, 502, 503, 504))
 
 
@@ -30,6 +32,14 @@ BUSY = frozenset((429, 500, 502, 503, 504))
 def client() -> "HfApi":
     """The client, made once."""
     return huggingface_hub.HfApi(library_name="loramerge", library_version=__version__)
+
+
+def limit_silence() -> None:
+    """Let no request of this process wait for ever; only for one that is ours alone.
+
+    What makes a repository or a commit takes no limit of its own: the client's session has it.
+    """
+    hub_utils.get_session().timeout = (None, SILENCE, None, None)
 
 
 def headers() -> dict[str, str]:

@@ -41,6 +41,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         huggingface_hub.utils.disable_progress_bars()
         _hub_client.client.cache_clear()
         yield found
+        huggingface_hub.close_session()
         _hub_client.client.cache_clear()
 
 

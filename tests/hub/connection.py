@@ -45,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self.broken = self.hub.fault(self.command, self.path)
+        if self.broken:
+            time.sleep(self.broken.silence)
         try:
             if self.broken and self.broken.status:
                 self.start(self.broken.status, 0, self.broken.headers)

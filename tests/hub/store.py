@@ -55,7 +55,7 @@ class Fault:
     """What goes wrong with the next `times` requests whose path holds `path`.
 
     A status is answered with `headers`; `cut` sends so many bytes of a body and hangs up; `pause`
-    waits so many seconds after every piece of a body.
+    waits so many seconds after every piece of a body, `silence` before any answer.
     """
 
     path: str
@@ -65,6 +65,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     pause: float = 0.0
+    silence: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
+import loramerge
 from loramerge.cli import progress as bars
 from loramerge.events import Advanced, Event, Listener, Started
+from loramerge.io import _hub_client
 from tests.build import write_kohya, write_peft
 from tests.conftest import factors
 from tests.hub.conftest import TOKEN, files
-from tests.hub.store import Hub
+from tests.hub.store import Fault, Hub
 from tests.test_terminal import on_a_terminal
 from tests.typed import BIN, clean, interrupt, shell, typed
+
+# Between the client and its own HTTP library.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 
 @pytest.fixture
@@ -192,3 +198,23 @@ def test_a_server_of_files_that_never_answers_is_given_up(
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     done = typed("inspect", "me/x")
     assert (done.code, done.lines[0]) == (1, "error: me/x: the transfer broke off.")
+
+
+@pytest.mark.parametrize("path", ["/api/repos/create", "/commit/"])
+@pytest.mark.parametrize("line", ["push a me/a", "squeeze a -r 2 --push me/a"])
+def test_a_hub_that_falls_silent_within_a_push_is_given_up(
+    line: str, path: str, hub: Hub, a: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hub_client, "SILENCE", 0.2)
+    hub.faults.append(Fault(path, method="POST", silence=1))
+    done = typed(*line.split(), env={"HF_TOKEN": TOKEN})
+    assert (done.code, done.lines[-2]) == (1, "error: me/a: the transfer broke off.")
+
+
+def test_a_push_from_python_leaves_the_clients_own_settings_alone(
+    hub: Hub, a: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    before = huggingface_hub.get_session().timeout
+    loramerge.push(a, "me/a")
+    assert huggingface_hub.get_session().timeout == before
