@@ -131,7 +131,7 @@ def plan_conversion(
     files = adapter.tokenizer if extras == "error" else {}
     draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
     with _advised(TAKE_OUT):
-        notes = [*assumed(adapter), *_lost(adapter, target, draft), *needs.told(adapter, there)]
+        notes = [*assumed(there), *_lost(adapter, target, draft), *needs.told(adapter, there)]
     if folded:
         kept_by = " (--alphas keep writes an alpha_pattern)" if holds == "alpha" and exact else ""
         notes.append(

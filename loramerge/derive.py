@@ -134,6 +134,13 @@ def check_base(adapter: Adapter, base: Checkpoint) -> None:
 
     From headers alone, so that nothing fails after an hour.
     """
+    if adapter.naming == "torchtune":
+        raise IncompatibleError(
+            f"{adapter.reference} has the names and the order of rows of torchtune.",
+            adapter.variants[0].hint
+            if adapter.variants
+            else "convert it first: loramerge convert ADAPTER --to peft",
+        )
     for module in adapter.modules.values():
         _key(base, module)
 

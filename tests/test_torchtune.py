@@ -1,13 +1,18 @@
 """torchtune's checkpoints against Hugging Face's: names, and rows as they are rotated."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file, save_file
 
 import loramerge
 from loramerge.adapter import Adapter
-from loramerge.errors import IncompatibleError
+from loramerge.derive import check_base
+from loramerge.errors import IncompatibleError, UsageError
+from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._names import renamed
 from loramerge.io._open import open_adapter
 from tests.build import save, write_peft
@@ -141,3 +146,74 @@ def test_convert_says_so_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (done.code, done.out) == (0, "a-peft\n")
     again = typed("reproduce", "a-peft")
     assert again.code == 0, again.err
+
+
+def epoch(folder: Path, model_type: str = "llama", **config: object) -> str:
+    """What torchtune leaves in epoch_0: a pickle, PEFT's config, and that of the model."""
+    folder.mkdir()
+    native(folder / "native.safetensors")
+    tensors = load_file(folder / "native.safetensors")
+    (folder / "native.safetensors").unlink()
+    torch.save({k: torch.tensor(x) for k, x in tensors.items()}, folder / "adapter_model.pt")
+    facts = {"r": 3, "lora_alpha": 12, "peft_type": "LORA", "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(facts))
+    model = {"model_type": model_type, "num_attention_heads": HEADS, "num_key_value_heads": KEYS}
+    (folder / "config.json").write_text(json.dumps(model))
+    return str(folder / "adapter_model.pt")
+
+
+def test_what_torchtune_saves_beside_says_alpha_and_heads(tmp_path: Path) -> None:
+    here = open_adapter(epoch(tmp_path / "a"), allow_pickle=True)
+    assert not here.scale_assumed
+    assert {module.scaling for module in here.modules.values()} == {4.0}
+    there, said = renamed(here, "model"), renamed(here, "model", (HEADS, KEYS))
+    assert there.assumed == ()
+    for leaf in ("q_proj", "k_proj"):
+        name = f"model.layers.2.self_attn.{leaf}"
+        np.testing.assert_array_equal(there.read(name).B, said.read(name).B)
+
+
+def test_a_config_of_another_rank_or_an_alpha_that_contradicts_is_not_taken(tmp_path: Path) -> None:
+    here = open_adapter(epoch(tmp_path / "a", r=4), allow_pickle=True)
+    assert here.scale_assumed
+    with pytest.raises(UsageError, match="--alpha 6 contradicts"):
+        open_adapter(epoch(tmp_path / "b"), 6.0, allow_pickle=True)
+
+
+@pytest.mark.parametrize("model", ["qwen2", "qwen3", "phi3"])
+def test_models_that_torchtune_rotates_by_halves_keep_their_rows(
+    model: str, tmp_path: Path
+) -> None:
+    here = open_adapter(epoch(tmp_path / "a", model), allow_pickle=True)
+    there = renamed(here, "model", (HEADS, KEYS))
+    for leaf in ("q_proj", "k_proj"):
+        before, after = f"layers.2.attn.{leaf}", f"model.layers.2.self_attn.{leaf}"
+        np.testing.assert_array_equal(there.read(after).B, here.read(before).B)
+    named = epoch(tmp_path / "b", "", base_model_name_or_path="Qwen/Qwen2.5-0.5B")
+    back = renamed(renamed(open_adapter(named, allow_pickle=True), "model"), "torchtune")
+    assert not back.assumed
+
+
+def test_it_is_said_where_nothing_tells_whose_rows_they_are(tmp_path: Path) -> None:
+    there = renamed(native(tmp_path / "a.safetensors"), "model", (HEADS, KEYS))
+    assert "nothing says that its base is a Qwen or a Phi" in there.assumed[-1]
+    done = loramerge.convert(
+        str(tmp_path / "a.safetensors"), "peft", tmp_path / "b", heads=(HEADS, KEYS)
+    )
+    assert any("nothing says that its base is a Qwen" in note for note in done.notes)
+
+
+def test_a_config_of_the_model_that_is_none_says_nothing(tmp_path: Path) -> None:
+    path = epoch(tmp_path / "a")
+    for text in ("[1]", "{", json.dumps({"num_attention_heads": "many"})):
+        (tmp_path / "a" / "config.json").write_text(text)
+        with pytest.raises(IncompatibleError, match="nothing says it"):
+            renamed(open_adapter(path, allow_pickle=True), "model")
+
+
+def test_baking_asks_for_names_of_the_model_first(tmp_path: Path) -> None:
+    here = native(tmp_path / "a.safetensors")
+    save_file({"layers.2.mlp.w1.weight": np.zeros((8, WIDTH), "f4")}, tmp_path / "m.safetensors")
+    with pytest.raises(IncompatibleError, match="order of rows of torchtune") as refused:
+        check_base(here, open_checkpoint(str(tmp_path / "m.safetensors")))
+    assert "--to peft" in str(refused.value.hint)

@@ -1,13 +1,19 @@
 """torchtune's own checkpoints: layers.0.attn.q_proj.lora_a.weight [r, in] and lora_b [out, r]."""
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter
+from loramerge.adapter import Adapter, Module
+from loramerge.io._files import TEXT_LIMIT
 from loramerge.io._grammar import Grammar, check_owners, check_pairs, dora, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
+from loramerge.io._names import OF_MODEL
+from loramerge.io._peft_config import scale_of
 
 NAME = r"(?P<module>.+)"
 GRAMMAR = Grammar(
@@ -31,21 +37,27 @@ def marks(key: str) -> bool:
 
 
 def read(given: Given) -> Adapter:
-    """Describe a checkpoint: dW = alpha / r lora_b lora_a. torchtune does not store alpha: --alpha.
+    """Describe a checkpoint: dW = alpha / r lora_b lora_a.
 
-    Names are torchtune's own (w1, output_proj). Rows of q_proj and k_proj stand in another order
-    than in Hugging Face's checkpoints, by the number of heads, which the file does not hold.
+    alpha stands in the adapter_config.json that torchtune saves beside it, or is --alpha. Names are
+    torchtune's own (w1, output_proj). Rows of q_proj and k_proj stand in another order than in
+    Hugging Face's checkpoints, by the number of heads: the model's config.json, which torchtune
+    copies there, says it.
     """
     source, where = given.source, given.reference
     groups = GRAMMAR.group(source.tensors)
     check_pairs(groups, "A", "B", where)
     check_owners(groups, "A", where)
-    alpha = given.alpha or _stated(source.metadata)
-    modules = {}
-    for name, roles in groups.items():
-        module = pair(name, roles, source.tensors[roles["A"]], source.tensors[roles["B"]], "linear")
-        modules[name] = replace(module, scaling=alpha / module.rank if alpha else 1.0)
-    silent = alpha is None
+    modules = {
+        name: pair(name, roles, source.tensors[roles["A"]], source.tensors[roles["B"]], "linear")
+        for name, roles in groups.items()
+    }
+    config = _stated(given, modules)
+    silent = given.alpha is None and "lora_alpha" not in config
+    if not silent:
+        scale = scale_of(config, given.alpha)
+        modules = {n: replace(m, scaling=scale.of(n, m.rank)) for n, m in modules.items()}
+    base = config.get("base_model_name_or_path")
     return Adapter(
         reference=where,
         layout="torchtune",
@@ -53,18 +65,36 @@ def read(given: Given) -> Adapter:
         source=source,
         naming="torchtune",
         variants=dora(groups, "magnitude", "merge it into its base model with torchtune"),
+        config={**config, **_model(source.path.with_name("config.json"))},
         metadata=source.metadata,
+        base_model=base if isinstance(base, str) else None,
         assumed=("scale 1: the file does not say its alpha (--alpha N sets it)",) if silent else (),
         scale_assumed=silent,
     )
 
 
-def _stated(metadata: Mapping[str, str]) -> float | None:
-    """The alpha in a header that `write` made."""
+def _stated(given: Given, modules: Mapping[str, Module]) -> Mapping[str, Any]:
+    """What a header that `write` made says, or an adapter_config.json that states these ranks."""
     try:
-        return float(metadata["lora_alpha"])
+        return {"lora_alpha": float(given.source.metadata["lora_alpha"])}
     except (KeyError, ValueError):
-        return None
+        pass
+    config = given.config or {}
+    if config.get("peft_type") != "LORA":
+        return {}
+    scale = scale_of(config, None)
+    other = any(scale.contradicts(name, module.rank) for name, module in modules.items())
+    return {} if other else config
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """What a model's config.json says of the order of rows; nothing where there is none."""
+    try:
+        text = path.read_bytes() if path.stat().st_size <= TEXT_LIMIT else b""
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {k: found[k] for k in OF_MODEL if k in found} if isinstance(found, dict) else {}
 
 
 def write(draft: Draft) -> Written:
@@ -80,7 +110,7 @@ def write(draft: Draft) -> Written:
 
 LAYOUT = Layout(
     name="torchtune",
-    summary="torchtune's own checkpoints, scale by --alpha; loaded with lora_alpha = lora_rank.",
+    summary="torchtune's own checkpoints; what is written is loaded with lora_alpha = lora_rank.",
     directory=False,
     explains=explains,
     read=read,

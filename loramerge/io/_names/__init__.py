@@ -18,9 +18,10 @@ from loramerge.errors import IncompatibleError, listed
 from loramerge.io._names._forms import fits, holds, part_heights, parts, together
 from loramerge.io._names._projections import Heads, Projections, in_form, like, remarks
 from loramerge.io._names._table import Family, Found
-from loramerge.io._names._torchtune import across_torchtune
+from loramerge.io._names._torchtune import OF_MODEL, across_torchtune
 
 __all__ = [
+    "OF_MODEL",
     "Heads",
     "Projections",
     "alike",

@@ -10,7 +10,7 @@ from loramerge.adapter import Adapter, LowRank, Module, TensorSource
 from loramerge.errors import IncompatibleError, listed
 from loramerge.io._names._projections import Heads
 
-__all__ = ["across_torchtune"]
+__all__ = ["OF_MODEL", "across_torchtune"]
 
 LAYER = re.compile(r"(?:model\.)?layers\.(?P<number>\d+)\.(?P<path>.+)")
 PATHS = {
@@ -22,15 +22,27 @@ PATHS = {
 BACK = {theirs: ours for ours, theirs in PATHS.items()}
 # Whose rows rotary embeddings turn, and which of the two numbers of heads it has.
 TURNED = {"q_proj": 0, "k_proj": 1}
+HEADS = ("num_attention_heads", "num_key_value_heads")
+# What config.json of a model says of the order of rows.
+OF_MODEL = ("model_type", *HEADS)
+NOTHING_SAID = (
+    "rows of q_proj and k_proj change places, as for Llama, Mistral and Gemma: nothing says that "
+    "its base is a Qwen or a Phi, whose rows do not"
+)
+# Models that torchtune rotates as Hugging Face does, by type or name.
+ALIKE = re.compile(r"qwen|\bphi-?[34]", re.IGNORECASE)
 
 
 def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adapter:
     """The adapter with the names and the order of rows of Hugging Face (`model`) or torchtune.
 
     torchtune rotates neighbouring rows of a head, Hugging Face those of its two halves, so that
-    rows of q_proj and k_proj change places (as in torchtune's tune_to_peft_adapter_weights). Raises
-    IncompatibleError where `heads` are needed and missing, or do not fit; for unknown names.
+    rows of q_proj and k_proj change places (as in torchtune's tune_to_peft_adapter_weights), but
+    for Qwen and Phi, whose models it rotates by halves too. Raises IncompatibleError where `heads`
+    are needed and missing, or do not fit; for unknown names.
     """
+    known = f"{adapter.config.get('model_type', '')} {adapter.base_model or ''}"
+    heads = heads or _stated(adapter)
     back = naming == "torchtune"
     paths, stem = (BACK, "layers") if back else (PATHS, "model.layers")
     modules: dict[str, Module] = {}
@@ -41,7 +53,8 @@ def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adap
         if path is None:
             unknown.append(name)
             continue
-        found = _turned(adapter, module, heads, back) if _leaf(path) in TURNED else module
+        turns = _leaf(path) in TURNED and not ALIKE.search(known)
+        found = _turned(adapter, module, heads, back) if turns else module
         target = f"{stem}.{match['number']}.{path}" if match else path
         modules[target] = replace(found, name=target)
     if unknown:
@@ -50,7 +63,16 @@ def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adap
             f"that torchtune and Hugging Face share: {listed(unknown, 4)}.",
             "leave them out: loramerge select ... --exclude",
         )
-    return replace(adapter, naming=naming, modules=modules)
+    turned = any(isinstance(module.form, Turned) for module in modules.values())
+    notes = (NOTHING_SAID,) if turned and not known.strip() else ()
+    return replace(adapter, naming=naming, modules=modules, assumed=(*adapter.assumed, *notes))
+
+
+def _stated(adapter: Adapter) -> Heads | None:
+    """How many heads config.json says that there are, beside torchtune's checkpoints."""
+    found = [adapter.config.get(name) for name in HEADS]
+    queries, keys = found[0], found[1] if found[1] is not None else found[0]
+    return (queries, keys) if isinstance(queries, int) and isinstance(keys, int) else None
 
 
 def _leaf(path: str) -> str:
