@@ -6,21 +6,18 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from tests.build import write_peft
+from tests.oracle.test_mixtures import SIZES, logits
 from tests.typed import typed
 
 # PEFT 0.21 asks transformers 5 by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 40,
+# What the two models have defaults of their own for is the same here.
+SAME = {
+    **SIZES,
     "rms_norm_eps": 1e-5,
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
@@ -33,28 +30,22 @@ ROWS = {
     "mlp.up_proj": 48,
 }
 FUSED = {"self_attn.qkv_proj": list(ROWS)[:3], "mlp.gate_up_proj": list(ROWS)[3:]}
-TOKENS = torch.tensor([[1, 5, 7, 3, 22]])
 
 
 def llama() -> nn.Module:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES))
+    return LlamaForCausalLM(LlamaConfig(**SAME))
 
 
 def phi3() -> nn.Module:
     """The same model, its projections one below the other."""
-    model, weights = Phi3ForCausalLM(Phi3Config(**SIZES)), llama().state_dict()
+    model, weights = Phi3ForCausalLM(Phi3Config(**SAME)), llama().state_dict()
     stem = "model.layers.0."
     for whole, parts in FUSED.items():
         rows = [weights.pop(f"{stem}{part}.weight") for part in parts]
         weights[f"{stem}{whole}.weight"] = torch.cat(rows)
     model.load_state_dict(weights)
     return model
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=TOKENS).logits
 
 
 @pytest.fixture
