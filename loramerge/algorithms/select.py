@@ -83,8 +83,9 @@ def select(updates: Updates, options: SelectOptions) -> LowRank:
     have none of the ranks become zero.
 
     With --stored the terms are those of the file, exactly, and the scale of each stays what it was.
-    DyLoRA (arXiv:2210.07558) trains every prefix of them as an adapter; sd-scripts does so with a
-    factor sqrt(R / k) on the first k of R, which `scale --factor` gives.
+    DyLoRA (arXiv:2210.07558) trains every prefix of them as an adapter: sd-scripts with a factor
+    sqrt(R / k) on the first k of R, LyCORIS with R / b on the first b blocks, and the script that
+    takes such files apart leaves R / k. `scale --factor` gives any of these.
     """
     whole = concat(updates.factors, updates.weights)
     if options.ranks is None:
