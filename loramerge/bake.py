@@ -56,6 +56,7 @@ def bake(
             f"{adapter.reference} is {others[0].name}: {others[0].reason}.", others[0].hint
         )
     check_base(adapter, base)
+    _check_whole(base)
     check_free(final, force)
     fetch([adapter], listen)
     changed = _changed(adapter, base)
@@ -63,12 +64,25 @@ def bake(
     with staged(final, force) as directory:
         listen(Started("baking", len(changed)))
         for shard in base.shards:
-            _write_shard(shard, directory / shard.path.name, {**changed, **replaced}, listen)
-        for path in sorted(base.path.iterdir()):
+            _write_shard(base, shard, directory, {**changed, **replaced}, listen)
+        for path in sorted(base.path.glob("**/*" if base.parts else "*")):
             if path.suffix in COMPANIONS and path.is_file():
-                shutil.copyfile(path, directory / path.name)
-        size = sum(path.stat().st_size for path in directory.iterdir())
+                place = directory / path.relative_to(base.path)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     return Baked(len(changed), tuple(sorted(replaced)), len(base.holders), len(base.shards), size)
+
+
+def _check_whole(base: Checkpoint) -> None:
+    """Raise IncompatibleError for a pipeline of which not every model can be written."""
+    models = {path.parent.name for path in base.path.glob("*/config.json") if base.parts}
+    if lacking := sorted(models - base.parts.keys()):
+        raise IncompatibleError(
+            f"{base.path.name} holds no safetensors weights of {listed(lacking)}, which the result "
+            "would lack.",
+            "download them, or add --rank N: an adapter needs the models alone that it adapts",
+        )
 
 
 def _changed(adapter: Adapter, base: Checkpoint) -> dict[str, Content]:
@@ -148,11 +162,18 @@ def _home(extra: Extra, base: Checkpoint) -> str | None:
 
 
 def _write_shard(
-    shard: Source, path: Path, contents: Mapping[str, Content], listen: Listener
+    base: Checkpoint,
+    shard: Source,
+    directory: Path,
+    contents: Mapping[str, Content],
+    listen: Listener,
 ) -> None:
-    """One shard with the tensors that changed, read back as written."""
+    """One shard with the tensors that changed, in its place, read back as written."""
+    path = directory / shard.path.relative_to(base.path)
+    path.parent.mkdir(exist_ok=True)
+    part = f"{path.parent.name}." if base.parts else ""
     stored = tuple(
-        Stored(key, info.dtype, info.shape, content=partial(shard.read, key))
+        Stored(key.removeprefix(part), info.dtype, info.shape, content=partial(shard.read, key))
         for key, info in shard.tensors.items()
     )
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -160,9 +181,9 @@ def _write_shard(
         writer = start_file(descriptor, Written(stored, shard.metadata))
 
         def put(one: Stored) -> tuple[str, str]:
-            data = contents.get(one.key, one.content)()
+            data = contents.get(part + one.key, one.content)()
             writer.write(one.key, data)
-            if one.key in contents:
+            if part + one.key in contents:
                 listen(Advanced(1))
             return one.key, hashlib.sha256(data).hexdigest()
 

@@ -27,7 +27,10 @@ class BakeOptions(Options, frozen=True):
 
     base: Annotated[
         str | None,
-        _says("Directory of the base model, or one safetensors file.", metavar="MODEL"),
+        _says(
+            "Directory of the base model or its whole pipeline, or one safetensors file.",
+            metavar="MODEL",
+        ),
     ] = None
     rank: Annotated[
         Count | None,

@@ -48,7 +48,10 @@ def _key(base: Checkpoint, module: Module) -> str:
     """The key of a module's weight. Raises IncompatibleError for none, or another shape."""
     key = base.weight(module.name)
     if key is None:
-        raise IncompatibleError(f"{base.path.name} has no weight for {module.name}.", OTHER_BASE)
+        raise IncompatibleError(
+            f"{base.path.name} has no weight for {module.name}.",
+            OTHER_BASE + ("" if base.parts else "; of a pipeline, its whole directory"),
+        )
     shape = base.holders[key].tensors[key].shape
     folded = (shape[0], math.prod(shape[1:]))
     if module.shape not in (folded, folded[::-1] if len(shape) == 2 else folded):
@@ -190,9 +193,10 @@ def difference(base: Checkpoint, tuned: Checkpoint, reference: str) -> Adapter:
     same = f"{len(shared) - len(changed)} of {len(shared)} tensors are unchanged"
     return Adapter(
         reference=reference,
-        layout="peft",
+        layout="diffusers" if tuned.parts else "peft",
         modules=modules,
         source=tuned,
+        naming="diffusers" if tuned.parts else "model",
         base_model=None,
         assumed=(same, *(notes if left else ())),
         derived=("extract", base.path.name, tuned.path.name),
