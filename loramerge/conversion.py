@@ -10,11 +10,12 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from loramerge._version import __version__
-from loramerge.adapter import Adapter, Module, paired, pinned_name
+from loramerge.adapter import Adapter, Extra, Module, paired, pinned_name
 from loramerge.errors import IncompatibleError, UsageError, listed
 from loramerge.io._checkpoint import open_checkpoint
 from loramerge.io._layout import ROUNDING, Draft, Layout, alpha_of
 from loramerge.io._open import layout, layouts, written_as
+from loramerge.io._peft_keys import clean, owner
 from loramerge.needs import NO_NEEDS, Needs
 from loramerge.plan import assumed, check_variants
 from loramerge.publish import free_place, stem
@@ -128,6 +129,7 @@ def plan_conversion(
             "--extras drop leaves them out",
         )
     kept = adapter.extras if fits and extras == "error" else ()
+    _check_names(adapter, there, kept, needs.renames)
     files = adapter.tokenizer if extras == "error" else {}
     draft = Draft(modules, (there,), kept, len({module.rank for module in modules}) == 1)
     with _advised(TAKE_OUT):
@@ -192,6 +194,23 @@ def _advised(hint: str) -> Iterator[None]:
         if error.hint and OF_MERGES.search(error.hint):
             raise IncompatibleError(error.message, hint) from None
         raise
+
+
+def _check_names(
+    adapter: Adapter,
+    there: Adapter,
+    kept: Sequence[Extra],
+    renames: Sequence[tuple[str, str]],
+) -> None:
+    """Raise IncompatibleError for extras whose modules have other names in the result."""
+    gone = adapter.modules.keys() - there.modules.keys()
+    olds = tuple(old for old, _ in renames)
+    if left := [e.key for e in kept if owner(e) in gone or clean(e.key).startswith(olds)]:
+        raise IncompatibleError(
+            f"{adapter.reference} holds {len(left)} tensors of modules that have another name in "
+            f"the result: {listed(left, 3)}.",
+            "--extras drop leaves them out",
+        )
 
 
 def _keeping(adapter: Adapter) -> str:

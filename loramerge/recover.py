@@ -17,7 +17,7 @@ from loramerge.adapter import Adapter, Extra, LowRank, Module, TensorSource
 from loramerge.errors import AdapterError, IncompatibleError, listed
 from loramerge.io._files import PICKLES, SUFFIX, is_pickle
 from loramerge.io._names import Heads
-from loramerge.io._peft_keys import clean
+from loramerge.io._peft_keys import owner
 from loramerge.io._pickle import open_pickle
 from loramerge.io._source import open_source
 
@@ -36,8 +36,6 @@ COLUMNS = {"gate_proj": "down_proj", **{leaf: leaf for leaf in ("down_proj", "o_
 # Heads of keys are shared by groups of queries, which are removed with them.
 KEYS, QUERIES, OUTPUT = "k_proj", "q_proj", "o_proj"
 OTHER_INDEX = "name the directory of the pruning that this adapter was trained on"
-# What is kept of a module by itself.
-OF_MODULE = re.compile(r"(\.base_layer)?\.(weight|bias)$")
 NUMBER = re.compile(r"\d+")
 
 
@@ -139,7 +137,7 @@ def recovered(
             f"{listed(list(removed), 3)}.",
             OTHER_INDEX,
         )
-    if cut := [e.key for e in kept if OF_MODULE.sub("", clean(e.key)) in touched]:
+    if cut := [e.key for e in kept if owner(e) in touched]:
         raise IncompatibleError(
             f"{adapter.reference} holds {len(cut)} tensors that replace the base model's, in the "
             f"size that pruning left: {listed(cut, 3)}.",

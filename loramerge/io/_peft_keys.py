@@ -7,7 +7,7 @@ from loramerge.adapter import Adapter, Extra, Module
 from loramerge.io._layout import Given
 from loramerge.io._source import Source
 
-__all__ = ["EXTRAS", "PREFIX", "beside", "clean", "saved_beside", "tuned"]
+__all__ = ["EXTRAS", "PREFIX", "beside", "clean", "owner", "placed", "saved_beside", "tuned"]
 
 PREFIX = "base_model.model."
 # What training loops wrap around a model; PEFT itself would then load nothing.
@@ -21,6 +21,8 @@ EXTRAS = (
     ("bias", ".bias"),
     ("saved module", ""),
 )
+# What is kept of a module, by the end of its key.
+OF_MODULE = re.compile(r"(\.base_layer)?\.(weight|bias)$")
 # What PEFT's tuners call their own tensors.
 TUNED = re.compile(r"[._](lora|vera|vblora|randlora|hada|lokr)_")
 
@@ -63,6 +65,18 @@ def tuned(
 def clean(path: str) -> str:
     """A path without the wrappers of training loops and without PEFT's own prefix."""
     return WRAPPERS.sub("", path).removeprefix(PREFIX)
+
+
+def owner(extra: Extra) -> str:
+    """The module that an extra is a tensor of, whether PEFT wraps it or not."""
+    return OF_MODULE.sub("", clean(extra.key))
+
+
+def placed(extra: Extra, adapted: Collection[str]) -> str:
+    """The key of an extra beside these modules, whose own weights are under base_layer."""
+    path, module = clean(extra.key), owner(extra)
+    wrapper = ".base_layer" if module in adapted else ""
+    return PREFIX + (path if path == module else f"{module}{wrapper}.{path.rpartition('.')[2]}")
 
 
 def beside(source: Source, known: Collection[str]) -> tuple[Extra, ...]:

@@ -13,7 +13,7 @@ from loramerge.io._grammar import Grammar, check_owners, check_pairs, factor_sha
 from loramerge.io._layout import ROUNDING, Draft, Given, Layout, Stored, Written, alpha_of
 from loramerge.io._peft_config import facts, pattern, portable_config, rank_pattern, scale_of, tails
 from loramerge.io._peft_experts import experts, stacked, targets
-from loramerge.io._peft_keys import EXTRAS, PREFIX, beside, clean, saved_beside
+from loramerge.io._peft_keys import EXTRAS, PREFIX, beside, clean, owner, placed, saved_beside
 from loramerge.io._peft_kinds import check_type, signs, unknown_fields, variants
 from loramerge.io._pipeline import PREFIXED
 from loramerge.io._source import Source
@@ -171,8 +171,9 @@ def write(draft: Draft) -> Written:
         tensors.append(Stored(f"{stem}.{a}", module.dtype, A, (module.name,), "A"))
         tensors.append(Stored(f"{stem}.{b}", module.dtype, B, (module.name,), "B"))
     tensors += stacked([module for module in draft.modules if module.kind == "parameter"])
+    adapted = {module.name for module in draft.modules if module.kind != "parameter"}
     for extra in draft.extras:
-        key, content = PREFIX + clean(extra.key), draft.content(extra)
+        key, content = placed(extra, adapted), draft.content(extra)
         tensors.append(Stored(key, extra.info.dtype, extra.info.shape, content=content))
     # Sorted, but not inside: the order of a rank_pattern has a meaning.
     config = dict(sorted(_config(draft).items()))
@@ -217,9 +218,13 @@ def _config(draft: Draft) -> dict[str, Any]:
     if wrapped := targets(draft):
         config["target_parameters"] = wrapped
     if draft.extras:
-        saved = {clean(e.key).rpartition(".")[0] for e in draft.extras if e.role == EXTRAS[-1][0]}
+        saved = {owner(e) for e in draft.extras if e.role == EXTRAS[-1][0]}
         source = {"modules_to_save": sorted(saved) or None, **draft.sources[0].config}
         config |= {name: source.get(name, config.get(name)) for name in OF_EXTRAS}
+        if both := {name for module in saved & kept for name in tails(module)}:
+            # PEFT would leave out the LoRA of a module that is saved as well.
+            names = config["modules_to_save"] or []
+            config["modules_to_save"] = [n for n in names if n not in both] or None
     return config
 
 
