@@ -147,3 +147,57 @@ def test_torch_knows_the_same_numbers_by_their_bits(
 def test_no_bytes_and_whole_numbers_are_numbers() -> None:
     assert holds_numbers(b"", "F32")
     assert holds_numbers(b"\xff" * 8, "I64")
+
+
+DIFFERENCES = ("lycoris_attn_norm.w_norm", "lycoris_attn_norm.b_norm", "lycoris_attn_to_q.diff_b")
+
+
+def of_lycoris(path: Path, seed: int) -> dict[str, np.ndarray]:
+    """A LoCon with what LyCORIS trains of norms and biases; only that."""
+    draw = np.random.default_rng(seed)
+    shapes = {"lora_down.weight": (2, 6), "lora_up.weight": (4, 2)}
+    pairs = {
+        f"lycoris_attn_to_{leaf}.{end}": draw.standard_normal(shape).astype("f4")
+        for leaf in "qk"
+        for end, shape in shapes.items()
+    }
+    beside = {key: draw.standard_normal(4).astype("f4") for key in DIFFERENCES}
+    save_file({**pairs, **beside}, path)
+    return beside
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("convert", "a.safetensors", "--to", "kohya"),
+        ("select", "a.safetensors", "--include", "*to_k"),
+        ("squeeze", "a.safetensors", "-r", "1"),
+        ("cat", "a.safetensors", "b.safetensors", "--extras", "first"),
+    ],
+)
+def test_norms_and_biases_of_lycoris_are_written_as_they_are_said_to_be(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = of_lycoris(Path("a.safetensors"), 1)
+    of_lycoris(Path("b.safetensors"), 2)
+    done = typed(*words, "-o", "out.safetensors")
+    assert done.code == 0, done.err
+    found = load_file("out.safetensors")
+    for key, values in wanted.items():
+        np.testing.assert_array_equal(found[key], values)
+    again = typed("squeeze", "out.safetensors", "-r", "1", "-o", "again.safetensors")
+    assert again.code == 0, again.err
+
+
+def test_the_mean_of_what_lycoris_trains_beside_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = (of_lycoris(Path(f"{n}.safetensors"), n) for n in (1, 2))
+    words = ("cat", "1.safetensors", "2.safetensors", "--extras", "mean", "-o", "out.safetensors")
+    assert typed(*words).code == 0
+    found = load_file("out.safetensors")
+    for key in DIFFERENCES:
+        mean = (one[key].astype(float) + two[key]) / 2
+        np.testing.assert_array_equal(found[key], mean.astype("f4"))

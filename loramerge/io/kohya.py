@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from loramerge.adapter import Adapter
 from loramerge.io._grammar import Grammar, scaled
 from loramerge.io._layout import Draft, Given, Layout, Written, alpha_of
-from loramerge.io._pipeline import agreed, alphas, described, own_scale, pairs
+from loramerge.io._pipeline import agreed, alphas, carried, described, own_scale, pairs
 from loramerge.io._source import Source
 from loramerge.io._write import header
 
@@ -41,10 +41,14 @@ def read(given: Given) -> Adapter:
 
 
 def write(draft: Draft) -> Written:
-    """Pairs with the alpha of each module: the largest rank in a merge, as diffusers reads one."""
+    """Pairs with the alpha of each module: the largest rank in a merge, as diffusers reads one.
+
+    What a LyCORIS file holds beside them, differences of biases and norms, stays LyCORIS's.
+    """
     tensors = (
         *pairs(draft, "lora_down.weight", "lora_up.weight"),
         *alphas(draft.modules),
+        *carried(draft),
     )
     one = len({alpha_of(module) for module in draft.modules}) < 2
     network = {
