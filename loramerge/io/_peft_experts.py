@@ -1,7 +1,7 @@
 """PEFT's target_parameters: one pair of factors for all experts of a layer, wrapped in nests."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -117,34 +117,46 @@ def targets(draft: Draft) -> list[str]:
     return kept + new
 
 
-def stacked(modules: Sequence[Module]) -> list[Stored]:
+def stacked(draft: Draft) -> list[Stored]:
     """The tensors of every layer of experts among the modules.
 
-    Raises IncompatibleError where an expert of a layer is missing or has another rank.
+    Raises IncompatibleError where an expert that a source has is missing or has another rank.
     """
-    layers: dict[str, dict[str, dict[int, Module]]] = {}
-    for module in modules:
-        match = NUMBERED.fullmatch(module.name)
-        assert match is not None  # the kind says so
-        parameters = layers.setdefault(match["path"], {})
-        parameters.setdefault(match["parameter"], {})[int(match["expert"])] = module
     tensors: list[Stored] = []
-    for path, parameters in layers.items():
+    sources = [_layers(source.modules.values()) for source in draft.sources]
+    for path, parameters in _layers(draft.modules).items():
         order = sorted(parameters, key=lambda p: DEFINED.index(p) if p in DEFINED else p)
         for place, parameter in enumerate(order):
             nests = NEST * (len(order) - 1 - place)
-            tensors += _joined(f"{PREFIX}{path}{nests}", parameters[parameter])
+            there = set().union(*(one.get(path, {}).get(parameter, ()) for one in sources))
+            tensors += _joined(f"{PREFIX}{path}{nests}", parameters[parameter], there)
     return tensors
 
 
-def _joined(stem: str, members: Mapping[int, Module]) -> list[Stored]:
-    ranks = {module.rank for module in members.values()}
-    if set(members) != set(range(len(members))) or len(ranks) > 1:
+def _layers(modules: Iterable[Module]) -> dict[str, dict[str, dict[int, Module]]]:
+    """Every expert by its layer, its parameter and its number."""
+    layers: dict[str, dict[str, dict[int, Module]]] = {}
+    for module in modules:
+        match = NUMBERED.fullmatch(module.name) if module.kind == "parameter" else None
+        if match:
+            parameters = layers.setdefault(match["path"], {})
+            parameters.setdefault(match["parameter"], {})[int(match["expert"])] = module
+    return layers
+
+
+def _joined(stem: str, members: Mapping[int, Module], there: Collection[int]) -> list[Stored]:
+    if lacking := {*range(len(members)), *there} - members.keys():
         raise IncompatibleError(
-            f"{stem.removeprefix(PREFIX)}: PEFT holds all experts of a layer, at one rank; there "
-            f"are numbers {listed([str(n) for n in sorted(members)])} at ranks "
-            f"{listed([str(r) for r in sorted(ranks)])}.",
-            "leave out --layout pattern, or the whole layer with --exclude",
+            f"{stem.removeprefix(PREFIX)}: PEFT holds all experts of a layer; numbers "
+            f"{listed([str(number) for number in sorted(lacking)])} would be missing.",
+            "keep them all, or leave out the whole layer with --exclude",
+        )
+    ranks = {module.rank for module in members.values()}
+    if len(ranks) > 1:
+        raise IncompatibleError(
+            f"{stem.removeprefix(PREFIX)}: PEFT holds all experts of a layer at one rank; these "
+            f"have {listed([str(rank) for rank in sorted(ranks)])}.",
+            "leave out --layout pattern",
         )
     first, count = members[0], len(members)
     whose = tuple(members[number].name for number in range(count))

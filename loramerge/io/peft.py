@@ -170,7 +170,7 @@ def write(draft: Draft) -> Written:
         stem = PREFIX + module.name
         tensors.append(Stored(f"{stem}.{a}", module.dtype, A, (module.name,), "A"))
         tensors.append(Stored(f"{stem}.{b}", module.dtype, B, (module.name,), "B"))
-    tensors += stacked([module for module in draft.modules if module.kind == "parameter"])
+    tensors += stacked(draft)
     adapted = {module.name for module in draft.modules if module.kind != "parameter"}
     for extra in draft.extras:
         key, content = placed(extra, adapted), draft.content(extra)
