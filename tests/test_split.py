@@ -74,3 +74,12 @@ def test_a_piece_of_ranks_that_are_only_padding_is_zero_and_says_so(here: Path) 
     assert done.code == 0, done.err
     assert "6 -> 0, stored as 1" in done.err
     assert not any(delta.any() for delta in deltas(Path("pieces", "ranks-5-5")).values())
+
+
+def test_a_glob_that_takes_nothing_is_called_as_it_was_typed(here: Path) -> None:
+    done = typed("split", "a", "--modules", "q_prj")
+    assert done.code == 2
+    assert "--modules 'q_prj' matches no module" in done.err
+    again = typed("split", "a", "--modules", "layers.*", "--modules", "*.q_proj")
+    assert again.code == 2
+    assert "'*.q_proj' takes only modules that a glob before it took" in again.err

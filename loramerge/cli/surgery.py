@@ -18,7 +18,7 @@ from loramerge.cli.flags import (
 )
 from loramerge.cli.saving import save_recipe
 from loramerge.errors import UsageError
-from loramerge.patterns import matches
+from loramerge.patterns import check_match, matches
 from loramerge.recipe import make_recipe
 
 if TYPE_CHECKING:
@@ -76,16 +76,28 @@ def split(
 def _pieces(
     source: "Adapter", every: int | None, modules: tuple[str, ...]
 ) -> dict[str, dict[str, object]]:
-    """What `select` is to take for each piece, by the piece's name."""
+    """What `select` is to take for each piece, by the piece's name.
+
+    Raises UsageError for a glob that takes no module.
+    """
     if every is not None:
         last = source.max_rank - 1
         groups = [(first, min(first + every - 1, last)) for first in range(0, last + 1, every)]
         return {f"ranks-{a}-{b}": {"ranks": f"{a}-{b}"} for a, b in groups}
+    left = list(source.modules)
+    for glob in modules:
+        check_match(glob, list(source.modules), f"--modules '{glob}' matches no module")
+        if not any(matches(name, glob) for name in left):
+            raise UsageError(
+                f"--modules '{glob}' takes only modules that a glob before it took.",
+                "leave it out, or name it first",
+            )
+        left = [name for name in left if not matches(name, glob)]
     found: dict[str, dict[str, object]] = {
         f"modules-{place + 1}": {"include": (glob,), "exclude": modules[:place]}
         for place, glob in enumerate(modules)
     }
-    if any(not any(matches(name, glob) for glob in modules) for name in source.modules):
+    if left:
         found["rest"] = {"exclude": modules}
     return found
 
