@@ -48,13 +48,15 @@ def tuned(
     found, config = {module.name: module for module in modules}, given.config or {}
     own = {key for module in found.values() for key in module.keys.values()}
     base = config.get("base_model_name_or_path")
+    # Such as vera_only, which LoRA does not know.
+    own_bias = str(config.get("bias", "none")).endswith("_only")
     return Adapter(
         reference=given.reference,
         layout=layout,
         modules=found,
         source=given.source,
         extras=beside(given.source, own | set(parts)),
-        config={**config, "peft_type": "LORA"},
+        config={**config, "peft_type": "LORA", **({"bias": "lora_only"} if own_bias else {})},
         metadata=given.source.metadata,
         base_model=base if isinstance(base, str) else None,
         assumed=tuple(notes),

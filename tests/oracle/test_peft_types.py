@@ -1,5 +1,6 @@
 """PEFT's other exact low-rank types: what we read against its own delta weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,14 @@ def test_vera_modules_whose_width_only_the_base_knows_are_refused(tmp_path: Path
     saved(VeraConfig(target_modules=[*TARGETS, "o_proj"], r=4), tmp_path)
     with pytest.raises(AdapterError, match=r"inputs of o_proj are, only the base model says"):
         open_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["vera", "vblora"])
+def test_as_plain_lora_it_can_be_trained_on_with_its_biases(kind: str, tmp_path: Path) -> None:
+    config = replace(CONFIGS[kind], bias=f"{kind}_only")
+    model = saved(config, tmp_path / "in")
+    assert typed("convert", tmp_path / "in", "--to", "peft", "-o", tmp_path / "out").code == 0
+    plain = PeftModel.from_pretrained(Attention(), tmp_path / "out", is_trainable=True)
+    layers = [one.base_model.model.q_proj.base_layer.bias for one in (model, plain)]
+    assert torch.equal(*layers)
+    assert layers[1].requires_grad
