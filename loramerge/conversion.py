@@ -20,7 +20,7 @@ from loramerge.needs import NO_NEEDS, Needs
 from loramerge.plan import assumed, check_variants
 from loramerge.publish import free_place, stem
 from loramerge.record import Canonical, Record, source, unsaid
-from loramerge.translation import CONVERT, Translation, heads_text
+from loramerge.translation import CONVERT, Translation
 
 __all__ = ["SINGLE", "Conversion", "conversion_name", "plan_conversion", "plan_translation"]
 
@@ -56,12 +56,9 @@ class Conversion(Struct, frozen=True):
     def typed(self) -> list[str]:
         """The command that makes the result again."""
         words = list(self.original.derived or (CONVERT, pinned_name(self.original)))
-        words += [] if "--to" in words else ["--to", self.layout.name]
+        words += ["--to", self.layout.name]
         words += ["--alpha", f"{self.original.alpha:.17g}"] if self.original.alpha else []
-        words += ["--projections", self.needs.projections] if self.needs.projections else []
-        words += [w for old, new in self.needs.renames for w in ("--rename", f"{old}={new}")]
-        words += ["--alphas", self.needs.alphas] if self.needs.alphas != "fold" else []
-        words += ["--heads", heads_text(self.needs.heads)] if self.needs.heads else []
+        words += self.needs.typed
         dropped = len(self.draft.extras) < len(self.original.extras)
         return ["loramerge", *words, *(["--extras", "drop"] if dropped else [])]
 
@@ -103,7 +100,7 @@ def plan_conversion(
     target = layout(to)
     if target.writes:
         raise UsageError(f"{to} is only read.", f"results of it are written as {target.writes}")
-    adapter = needs.plain(adapter, to, adapter.extras if extras == "error" else ())
+    adapter = needs.plain(adapter, adapter.extras if extras == "error" else ())
     check_variants([adapter])
     inputs = [adapter, *([needs.initial] if needs.initial else [])]
     final = free_place(inputs, out or conversion_name(adapter, to), force)

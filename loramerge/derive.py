@@ -5,6 +5,7 @@ that compressing and merging it stream as always, and measure their error agains
 """
 
 import math
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -119,12 +120,11 @@ def undecomposed(adapter: Adapter, base: Checkpoint) -> Adapter:
         )
     turned = bool(adapter.config.get("fan_in_fan_out"))
 
-    def dense(source: TensorSource, module: Module) -> LowRank:
-        plain = adapter.modules[module.name]
+    def dense(plain: Module, source: TensorSource, module: Module) -> LowRank:
         return beside_identity(updated(adapter, base, plain.name) - weight_of(base, plain, turned))
 
     modules = {
-        name: _whole(module, dense) if name in decomposed else module
+        name: _whole(module, partial(dense, module)) if name in decomposed else module
         for name, module in adapter.modules.items()
     }
     check_base(adapter, base)

@@ -13,6 +13,7 @@ from loramerge.io._checkpoint import Checkpoint
 from loramerge.io._names import Heads, Projections, in_form, remarks, renamed
 from loramerge.rebase import rebased, recomputed
 from loramerge.recover import read_pruned, recovered
+from loramerge.translation import heads_text
 
 __all__ = ["NO_NEEDS", "Alphas", "Needs", "recorded_needs"]
 
@@ -38,7 +39,7 @@ class Needs(Struct, frozen=True):
     alphas: Alphas = "fold"
     allow_pickle: bool = False
 
-    def plain(self, adapter: Adapter, to: str, kept: Collection[Extra] = ()) -> Adapter:
+    def plain(self, adapter: Adapter, kept: Collection[Extra] = ()) -> Adapter:
         """The adapter against its whole and unchanged base model, with those of its extras."""
         if self.initial is not None and self.base is not None:
             raise UsageError("convert takes only one of --initial and --base.", "leave --base out")
@@ -53,10 +54,11 @@ class Needs(Struct, frozen=True):
             removed = read_pruned(self.pruned, self.allow_pickle)
             adapter = recovered(adapter, removed, self.heads, kept)
             typed += [word for place in self.pruned for word in ("--pruned", Path(place).name)]
-        if not typed and not adapter.derived:
+            typed += ["--allow-pickle"] if self.allow_pickle else []
+        if not typed:
             return adapter
         start = adapter.derived or ("convert", source_name(adapter))
-        return replace(adapter, derived=(*start, *typed, "--to", to))
+        return replace(adapter, derived=(*start, *typed))
 
     def named(self, adapter: Adapter, naming: str) -> Adapter:
         """The adapter with names of a vocabulary, and its projections in the form asked for."""
@@ -74,6 +76,16 @@ class Needs(Struct, frozen=True):
             return []
         before = replace(self, projections=None).named(adapter, there.naming)
         return remarks(before, there, self.projections)
+
+    @property
+    def typed(self) -> list[str]:
+        """Those among them that no file holds, as they are typed."""
+        return [
+            *(["--projections", self.projections] if self.projections else []),
+            *(word for old, new in self.renames for word in ("--rename", f"{old}={new}")),
+            *(["--alphas", self.alphas] if self.alphas != "fold" else []),
+            *(["--heads", heads_text(self.heads)] if self.heads else []),
+        ]
 
     @property
     def facts(self) -> dict[str, object]:

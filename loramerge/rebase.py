@@ -5,6 +5,7 @@ W the update is s (B A - B0 A0), exactly, at twice the rank.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -156,13 +157,12 @@ def _against(
     """
     near = (_kind(adapter) or "").startswith(PARTS)
 
-    def both(source: TensorSource, module: Module) -> LowRank:
-        own = adapter.modules[module.name]
-        one, two = own.form(source, own), start(module.name)
+    def both(own: Module, source: TensorSource, module: Module) -> LowRank:
+        one, two = own.form(source, own), start(own.name)
         found = compare(one, two)
         if near and found.target and found.inner <= LEAST * (found.target * found.result) ** 0.5:
             raise IncompatibleError(
-                f"{module.name} has nothing of what it would have started from by {whose}.", hint
+                f"{own.name} has nothing of what it would have started from by {whose}.", hint
             )
         return LowRank(np.concatenate([one.A, two.A]), np.concatenate([one.B, -two.B], axis=1))
 
@@ -174,7 +174,7 @@ def _against(
             module,
             rank=module.rank + first.rank,
             dtype=module.dtype if same else "F32",
-            form=both,
+            form=partial(both, module),
         )
     kept = tuple(v for v in adapter.variants if not v.name.endswith(REBASED))
     config = {**adapter.config, "init_lora_weights": True}

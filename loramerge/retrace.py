@@ -239,7 +239,8 @@ def _bounds(record: Record) -> list[str]:
     """What is typed besides for an adapter that follows from a base model."""
     recipe = record.recipe
     if recipe.method == CONVERT:
-        return ["--to", str(recipe.options.get("to"))]
+        said = [word for a in recipe.alphas if a for word in ("--alpha", f"{a:.17g}")]
+        return ["--to", str(recipe.options.get("to")), *said, *recorded_needs(recipe.options).typed]
     dtype = recipe.settings.get("save_dtype", "auto")
     stored = [] if dtype == "auto" else ["--save-dtype", dtype]
     return ["--rank", str(recipe.settings.get("rank")), *stored]

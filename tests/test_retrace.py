@@ -96,10 +96,16 @@ def test_a_step_that_was_made_with_a_base_model_is_named_where_it_is_gone(
     assert typed("reproduce", "out").code == 0
 
 
-def test_a_start_that_changed_the_base_counts_as_a_second_model(here: Path) -> None:
-    assert typed("convert", "a", "--to", "peft", "--initial", "a", "-o", "out").code == 0
+@pytest.mark.parametrize("more", [(), ("--rename", "layers.=blocks.", "--alphas", "keep")])
+def test_a_start_that_changed_the_base_counts_as_a_second_model(
+    here: Path, more: tuple[str, ...]
+) -> None:
+    typed("scale", "a", "--factor", "3", "-o", "start")
+    words = ("convert", "a", "--to", "peft", "--initial", "start", *more)
+    assert typed(*words, "-o", "out").code == 0
     done = typed("reproduce", "out")
     assert done.code == 1
+    assert done.lines[1].count("--to peft") == 1
     assert shell(done.lines[1].removeprefix("hint: type: "), here).code == 0
     assert bytes_of(here / "out") == bytes_of(here / "again")
 

@@ -232,3 +232,19 @@ def test_a_start_of_loftq_does_not_make_it_plain(tmp_path: Path) -> None:
     done = typed("convert", one, "--initial", one, "--to", "peft", "-o", tmp_path / "plain")
     assert done.code == 1
     assert "LoftQ" in done.err
+
+
+def test_what_is_taken_off_is_taken_off_under_another_name_too(tmp_path: Path) -> None:
+    adapter, start = (
+        write_peft(
+            tmp_path / name,
+            {"q_proj": (np.full((1, 4), value), np.ones((6, 1)))},
+            init_lora_weights="lora_ga",
+        )
+        for name, value in (("a", 3.0), ("start", 1.0))
+    )
+    words = ("--initial", start, "--to", "peft", "--rename", "q_proj=k_proj", "-o", tmp_path / "b")
+    done = typed("convert", adapter, *words)
+    assert done.code == 0, done.err
+    update = open_adapter(str(tmp_path / "b")).read("k_proj")
+    np.testing.assert_array_equal(update.B @ update.A, np.full((6, 4), 2.0))

@@ -29,8 +29,9 @@ NOTHING_SAID = (
     "rows of q_proj and k_proj change places, as for Llama, Mistral and Gemma: nothing says that "
     "its base is a Qwen or a Phi, whose rows do not"
 )
-# Models that torchtune rotates as Hugging Face does, by type or name.
+# Models that torchtune rotates as Hugging Face does, by type or name, and those it does not.
 ALIKE = re.compile(r"qwen|\bphi-?[34]", re.IGNORECASE)
+UNLIKE = re.compile(r"llama|mistral|gemma", re.IGNORECASE)
 
 
 def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adapter:
@@ -64,7 +65,7 @@ def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adap
             "leave them out: loramerge select ... --exclude",
         )
     turned = any(isinstance(module.form, Turned) for module in modules.values())
-    notes = (NOTHING_SAID,) if turned and not known.strip() else ()
+    notes = (NOTHING_SAID,) if turned and not UNLIKE.search(known) else ()
     return replace(adapter, naming=naming, modules=modules, assumed=(*adapter.assumed, *notes))
 
 
