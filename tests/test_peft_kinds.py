@@ -233,3 +233,12 @@ def test_peft_type_none_in_a_config_says_it_is_not_pefts(tmp_path: Path) -> None
     (path / "adapter_config.json").write_text(json.dumps(text))
     with pytest.raises(AdapterError, match="has no peft_type"):
         opened(path)
+
+
+def test_what_is_more_than_one_kind_is_not_sent_from_one_command_to_the_other(
+    tmp_path: Path,
+) -> None:
+    error = refused(write_peft(tmp_path / "a", PLAIN, use_dora=True, init_lora_weights="pissa"))
+    assert "DoRA" in error.message
+    assert "pissa initialisation" in error.message
+    assert error.hint == "merge it into its base model in PEFT: model.merge_and_unload()"

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from loramerge.adapter import Variant
 from loramerge.errors import AdapterError
 from loramerge.io._grammar import BAKE, DECOMPOSED
@@ -121,11 +123,15 @@ def signs(key: str) -> list[str]:
 
 
 def variants(config: Mapping[str, Any], keys: Iterable[str]) -> tuple[Variant, ...]:
-    """Everything in a config, or in the keys of a file, that is more than plain updates."""
+    """Everything in a config, or in the keys of a file, that is more than plain updates.
+
+    What makes plain LoRA of one alone refuses another: of several, only PEFT does.
+    """
     fields = {field for key in keys for field in signs(key)}
     fields |= {field for field in FIELDS if config.get(field)}
     found = [variant for field, variant in FIELDS.items() if field in fields]
-    return (*found, *_inits(config))
+    found += _inits(config)
+    return tuple(found if len(found) < 2 else [replace(one, hint=INTO_BASE) for one in found])
 
 
 def _inits(config: Mapping[str, Any]) -> Iterator[Variant]:
