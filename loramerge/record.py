@@ -30,8 +30,9 @@ __all__ = [
 
 # The key in the safetensors metadata.
 KEY = "loramerge"
-# Metadata that says nothing of an adapter, or is carried in the record.
-FORMAL = frozenset(("format", KEY))
+# Metadata that says nothing of an adapter, is carried in the record, or is what torchtune's layout
+# reads as its scale and its base.
+FORMAL = frozenset(("format", KEY, "lora_alpha", "base_model_name_or_path"))
 # Stands for a hash that is not known yet.
 UNKNOWN = "0" * 64
 # Longer records of sources are not carried: a chain of a hundred steps stays far below.

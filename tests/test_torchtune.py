@@ -217,3 +217,17 @@ def test_baking_asks_for_names_of_the_model_first(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match="order of rows of torchtune") as refused:
         check_base(here, open_checkpoint(str(tmp_path / "m.safetensors")))
     assert "--to peft" in str(refused.value.hint)
+
+
+def test_the_base_is_known_again_so_that_rows_come_back(tmp_path: Path) -> None:
+    base = "Qwen/Qwen2.5-0.5B"
+    pair = draw.standard_normal((2, 6)), draw.standard_normal((4, 2))
+    name = "model.layers.0.self_attn.q_proj"
+    one = write_peft(tmp_path / "a", {name: pair}, base_model_name_or_path=base)
+    there = loramerge.convert(str(one), "torchtune", tmp_path / "b.safetensors")
+    back = loramerge.convert(str(there.path), "peft", tmp_path / "c")
+    assert back.notes == ()
+    assert open_adapter(str(back.path)).base_model == base
+    np.testing.assert_array_equal(
+        delta(open_adapter(str(back.path)), name), delta(open_adapter(str(one)), name)
+    )

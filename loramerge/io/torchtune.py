@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loramerge.adapter import Adapter, Module
+from loramerge.adapter import Adapter, Module, public_base
 from loramerge.io._files import TEXT_LIMIT
 from loramerge.io._grammar import Grammar, check_owners, check_pairs, dora, factor_shapes, pair
 from loramerge.io._layout import Draft, Given, Layout, Stored, Written
@@ -23,6 +23,8 @@ GRAMMAR = Grammar(
         ("magnitude", re.compile(NAME + r"\.magnitude")),
     )
 )
+
+BASE = "base_model_name_or_path"
 
 
 def explains(key: str) -> bool:
@@ -57,7 +59,7 @@ def read(given: Given) -> Adapter:
     if not silent:
         scale = scale_of(config, given.alpha)
         modules = {n: replace(m, scaling=scale.of(n, m.rank)) for n, m in modules.items()}
-    base = config.get("base_model_name_or_path")
+    base = config.get(BASE)
     return Adapter(
         reference=where,
         layout="torchtune",
@@ -75,8 +77,9 @@ def read(given: Given) -> Adapter:
 
 def _stated(given: Given, modules: Mapping[str, Module]) -> Mapping[str, Any]:
     """What a header that `write` made says, or an adapter_config.json that states these ranks."""
+    header = given.source.metadata
     try:
-        return {"lora_alpha": float(given.source.metadata["lora_alpha"])}
+        return {BASE: header.get(BASE), "lora_alpha": float(header["lora_alpha"])}
     except (KeyError, ValueError):
         pass
     config = given.config or {}
@@ -98,14 +101,21 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def write(draft: Draft) -> Written:
-    """The same keys, to be loaded with alpha equal to the rank."""
+    """The same keys, to be loaded with alpha equal to the rank.
+
+    The header says the base model, by which rows change places or do not.
+    """
     tensors = []
     for module in draft.modules:
         A, B = factor_shapes(module)
         whose = (module.name,)
         tensors.append(Stored(f"{module.name}.lora_a.weight", module.dtype, A, whose, "A"))
         tensors.append(Stored(f"{module.name}.lora_b.weight", module.dtype, B, whose, "B"))
-    return Written(tensors=tuple(tensors), metadata={"lora_alpha": str(draft.rank)})
+    metadata = {"lora_alpha": str(draft.rank)}
+    bases = {public_base(source) for source in draft.sources}
+    if len(bases) == 1 and (base := bases.pop()):
+        metadata[BASE] = base
+    return Written(tensors=tuple(tensors), metadata=metadata)
 
 
 LAYOUT = Layout(
