@@ -36,7 +36,8 @@ COLUMNS = {"gate_proj": "down_proj", **{leaf: leaf for leaf in ("down_proj", "o_
 # Heads of keys are shared by groups of queries, which are removed with them.
 KEYS, QUERIES, OUTPUT = "k_proj", "q_proj", "o_proj"
 OTHER_INDEX = "name the directory of the pruning that this adapter was trained on"
-NUMBER = re.compile(r"\d+")
+# Of a layer or an expert.
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def read_pruned(directories: Iterable[str], allow_pickle: bool = False) -> dict[str, list[int]]:

@@ -152,10 +152,15 @@ def test_a_bias_in_the_size_of_the_pruned_model_is_not_carried(tmp_path: Path) -
 
 
 def test_the_report_says_what_is_back_and_what_looks_like_another_pruning(tmp_path: Path) -> None:
-    path = trained(tmp_path / "a", "mlp.gate_proj", "mlp.down_proj")
+    leaves = {"mlp.gate_proj": pair(5, HIDDEN), "mlp.down_proj": pair(HIDDEN, 5)}
+    modules = {f"{LAYER}.{leaf}": factors for leaf, factors in leaves.items()}
+    modules |= {"model.layers.0.mlp.gate_proj": pair(UNITS, HIDDEN)}
+    # Numbers that are no layer's.
+    modules |= {"vision.fc1": pair(3, 4), "vision.fc2": pair(4, 3)}
+    path = write_peft(tmp_path / "a", modules)
     right = index(tmp_path / "right", mlp=NO_UNITS)
     done = loramerge.convert(path, "peft", tmp_path / "b", pruned=[right], allow_pickle=True)
-    assert done.notes == ("what pruning removed is back, as zeros, in 2 of 3 modules",)
+    assert done.notes == ("what pruning removed is back, as zeros, in 2 of 5 modules",)
     wrong = index(tmp_path / "wrong", mlp=[0])
     done = loramerge.convert(path, "peft", tmp_path / "c", pruned=[wrong], allow_pickle=True)
     assert done.notes[1].endswith("model.layers.*.mlp.gate_proj (6 x 10, 8 x 10)")
