@@ -132,8 +132,8 @@ def _replaced(adapter: Adapter, base: Checkpoint, changed: Collection[str]) -> d
         if key in changed:
             if not np.array_equal(adapter.source.array(extra.key), base.array(key)):
                 raise IncompatibleError(
-                    f"{extra.key} is another weight than {key} in {base.path.name}.",
-                    "name the base model that this adapter was trained on",
+                    f"{extra.key} is another weight than {key} in {base.path.name}, and adapted.",
+                    "name the base model that this adapter was trained on, or merge it in PEFT",
                 )
             continue
 
