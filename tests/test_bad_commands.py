@@ -71,6 +71,8 @@ def refused(*words: str | Path, code: int = 2) -> Typed:
         ("cluster a b c --alpha 1 --alpha 2", "2 --alpha for 3 adapters", "one --alpha for all"),
         ("cluster a b c --from peft --from mlx", "2 --from for 3 adapters", "one --from for all"),
         ("squeeze a b -r 2", "takes one adapter, or several with --out-dir", "a b -r 2 --out-dir"),
+        ("squeeze a 8", "8 is none: numbers have options", "squeeze my-adapter --rank 8"),
+        ("scale a 0.5 -o x", "0.5 is none: numbers have options", "--factor 0.5"),
         ("squeeze a -r 2 -o x --out-dir y", "only one of --out and --out-dir", "leave one out"),
         ("squeeze a ./a -r 2 --out-dir y", "several results would be written to", "one by one"),
         ("cluster", "cluster needs adapters", "loramerge cluster a.safetensors b.safetensors"),

@@ -1,5 +1,6 @@
 """What a method's command does: check everything, then compute, then show."""
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -124,12 +125,22 @@ def _split(
         raise UsageError(f"{name} takes only one of --out and --out-dir.", "leave one out")
     if method.takes == "many" or wishes.out_dir is None:
         if method.takes == "one" and len(named) > 1:
+            if number := next((one.reference for one in named if _is_number(one.reference)), None):
+                raise UsageError(
+                    f"{name} takes one adapter, and {number} is none: numbers have options.",
+                    f"for example: {method.example}",
+                )
             raise UsageError(
                 f"{name} takes one adapter, or several with --out-dir DIR.",
                 f"for example: loramerge {name} {shlex.join(typed)} --out-dir small",
             )
         return [(named, None)]
     return [([one], wishes.out_dir) for one in named]
+
+
+def _is_number(reference: str) -> bool:
+    """Whether what stands in the place of an adapter is a number, and nothing of that name."""
+    return re.fullmatch(r"\d*\.?\d+", reference) is not None and not Path(reference).exists()
 
 
 def _planned(
