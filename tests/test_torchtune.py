@@ -1,6 +1,7 @@
 """torchtune's checkpoints against Hugging Face's: names, and rows as they are rotated."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -205,10 +206,14 @@ def test_it_is_said_where_nothing_tells_whose_rows_they_are(tmp_path: Path) -> N
 
 def test_a_config_of_the_model_that_is_none_says_nothing(tmp_path: Path) -> None:
     path = epoch(tmp_path / "a")
-    for text in ("[1]", "{", json.dumps({"num_attention_heads": "many"})):
+    heads = [json.dumps({"num_attention_heads": said}) for said in ("many", 0, -4)]
+    for text in ("[1]", "{", *heads):
         (tmp_path / "a" / "config.json").write_text(text)
         with pytest.raises(IncompatibleError, match="nothing says it"):
             renamed(open_adapter(path, allow_pickle=True), "model")
+    (tmp_path / "a" / "config.json").unlink()
+    os.mkfifo(tmp_path / "a" / "config.json")
+    assert not open_adapter(path, allow_pickle=True).config.get("num_attention_heads")
 
 
 def test_baking_asks_for_names_of_the_model_first(tmp_path: Path) -> None:

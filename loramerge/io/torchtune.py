@@ -23,7 +23,7 @@ GRAMMAR = Grammar(
         ("magnitude", re.compile(NAME + r"\.magnitude")),
     )
 )
-
+# Of adapter_config.json, and of the header that `write` makes.
 BASE = "base_model_name_or_path"
 
 
@@ -93,8 +93,8 @@ def _stated(given: Given, modules: Mapping[str, Module]) -> Mapping[str, Any]:
 def _model(path: Path) -> dict[str, Any]:
     """What a model's config.json says of the order of rows; nothing where there is none."""
     try:
-        text = path.read_bytes() if path.stat().st_size <= TEXT_LIMIT else b""
-        found = json.loads(text)
+        whole = path.is_file() and path.stat().st_size <= TEXT_LIMIT
+        found = json.loads(path.read_bytes()) if whole else None
     except (OSError, ValueError, RecursionError):
         return {}
     return {k: found[k] for k in OF_MODEL if k in found} if isinstance(found, dict) else {}

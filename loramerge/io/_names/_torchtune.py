@@ -71,9 +71,10 @@ def across_torchtune(adapter: Adapter, naming: str, heads: Heads | None) -> Adap
 
 def _stated(adapter: Adapter) -> Heads | None:
     """How many heads config.json says that there are, beside torchtune's checkpoints."""
-    found = [adapter.config.get(name) for name in HEADS]
-    queries, keys = found[0], found[1] if found[1] is not None else found[0]
-    return (queries, keys) if isinstance(queries, int) and isinstance(keys, int) else None
+    queries, keys = (adapter.config.get(name) for name in HEADS)
+    keys = queries if keys is None else keys
+    counts = [n for n in (queries, keys) if isinstance(n, int) and n > 0]
+    return (counts[0], counts[1]) if len(counts) == 2 else None
 
 
 def _leaf(path: str) -> str:
