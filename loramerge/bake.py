@@ -65,7 +65,8 @@ def bake(
         listen(Started("baking", len(changed)))
         for shard in base.shards:
             _write_shard(base, shard, directory, {**changed, **replaced}, listen)
-        for path in sorted(base.path.glob("**/*" if base.parts else "*")):
+        folders = base.path.glob("[!.]*/*") if base.parts else ()
+        for path in sorted([*base.path.glob("*"), *folders]):
             if path.suffix in COMPANIONS and path.is_file():
                 place = directory / path.relative_to(base.path)
                 place.parent.mkdir(exist_ok=True)
