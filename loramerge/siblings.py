@@ -33,17 +33,23 @@ JOINED = re.compile(
     r"(?:o|o_proj|out_proj|to_out(?:[._]0)?|to_add_out|wo|out_lin|c_proj|proj|dense)",
     re.IGNORECASE,
 )
+# What leads from the wide inside of an MLP back.
+DOWN = re.compile(
+    r"(?:.*[._])?(?:down_proj|w2|fc2|lin2|dense_4h_to_h|net[._]2|output[._]dense"
+    r"|(?:mlp|ff|ffn|feed_forward|DenseReluDense)[._](?:c_proj|wo))",
+    re.IGNORECASE,
+)
 
 
 def sides(name: str) -> Sides:
-    """On which sides updates of a module are worth telling apart.
+    """On which sides updates of a module are worth telling apart by themselves.
 
     What a task asks of an attention can be seen in what its updates read, and but for values in
-    what they write. Elsewhere, as in MLPs, every task reads the same and writes where others do.
+    what they write; what it asks of the way out of an MLP, in what they read.
     """
-    if VALUES.fullmatch(name):
-        return "input"
-    return "both" if MATCHED.fullmatch(name) or JOINED.fullmatch(name) else "none"
+    if MATCHED.fullmatch(name) or JOINED.fullmatch(name):
+        return "both"
+    return "input" if VALUES.fullmatch(name) or DOWN.fullmatch(name) else "none"
 
 
 def siblings(name: str, names: Collection[str]) -> tuple[str, ...]:

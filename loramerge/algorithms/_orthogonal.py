@@ -1,13 +1,13 @@
 """The sum of updates whose singular vectors are made orthogonal to each other first."""
 
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from loramerge.adapter import Array, Updates
-from loramerge.algorithms._thin import Triples, condition, cosines, polar, thin
+from loramerge.algorithms._thin import Thin, Triples, condition, cosines, polar, thin
 from loramerge.linalg.kernels import like, namespace
 from loramerge.linalg.spectrum import Spectrum
 
-__all__ = ["Smoothing", "orthogonal_sum"]
+__all__ = ["Orthogonal", "Smoothing", "orthogonal", "orthogonal_sum"]
 
 Smoothing: TypeAlias = Literal["none", "average", "linear"]
 
@@ -20,15 +20,29 @@ STEEPEST = 5.0
 HAIR = 1e-6
 
 
+class Orthogonal(NamedTuple):
+    """The sum [*b, p, q] in the space of all updates, and the condition. [*b]"""
+
+    space: Thin
+    sum: Array
+    condition: Array
+
+
 def orthogonal_sum(updates: Updates, smooth: Smoothing = "none") -> Spectrum:
     """U' S V'^T of TSV-M (arXiv:2412.00081), as `tsv` says it. Every update [*b]."""
+    found = orthogonal(updates, smooth)
+    return found.space.lifted(found.sum, found.condition)
+
+
+def orthogonal(updates: Updates, smooth: Smoothing = "none") -> Orthogonal:
+    """The same, not yet multiplied out."""
     space = thin(updates)
     found = space.triples()
     first = updates.factors[0]
     share = _share(found, min(first.B.shape[-2], first.A.shape[-1]))
     s = _smoothed(found, share, smooth)
     U, V = (polar(X * share[..., None, :]) for X in (found.U, found.V))
-    return space.lifted((U * s[..., None, :]) @ V.mT, condition(found.U, found.V, share))
+    return Orthogonal(space, (U * s[..., None, :]) @ V.mT, condition(found.U, found.V, share))
 
 
 def _share(found: Triples, room: int) -> Array:

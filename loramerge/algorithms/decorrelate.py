@@ -1,12 +1,14 @@
 """Decorrelate: a regression that undoes the overlap of what adapters read and write."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
 from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.algorithms._orthogonal import orthogonal_sum
+from loramerge.algorithms._inputs import inverse, root, roots
+from loramerge.algorithms._orthogonal import orthogonal
 from loramerge.linalg.factors import Grams, by_owner, concat, doubled, grams
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, decompose
@@ -26,7 +28,7 @@ class DecorrelateOptions(Options, frozen=True):
     ridge: Annotated[
         float,
         Meta(gt=0, description="Ridge of the regression, relative to the mean input energy."),
-    ] = 0.4
+    ] = 0.2
     sides: Annotated[
         Literal["auto", "input", "both", "none"],
         Meta(
@@ -112,16 +114,17 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     and which read one input is told by their names; where names say nothing it is `tsv`.
     """
     sides = updates.sides if options.sides == "auto" else options.sides
-    if sides == "none":
-        return orthogonal_sum(updates)
     updates = replace(updates, factors=tuple(map(doubled, updates.factors)))
+    if sides == "none":
+        return _corrected(updates, options.ridge)
     whole = concat(updates.factors, [1.0] * len(updates.factors))
     known, weights = grams(whole), _weights(updates)
     products = known.B * known.A * weights * weights.mT
     agreement = _agreement(by_owner(products, [factor.rank for factor in updates.factors]))
     weighted = weights * whole.A
-    A, condition = _by_inputs(updates, options.ridge)
-    A = weights * A
+    F, spans = roots(updates)
+    solved, condition = inverse(F @ F.mT, F.shape[-1], options.ridge)
+    A = weights * (_answers(updates, F, spans, solved) @ F)
     A = A * _unit(known.B * gram(A.mT))
     if sides == "both":
         mix, other = _by_outputs(updates, known.B, options.ridge)
@@ -166,26 +169,38 @@ def _count(norms: Array) -> Array:
     return count
 
 
-def _by_inputs(updates: Updates, ridge: float) -> tuple[Array, Array]:
-    """The A of dW_t G_t (H + l I)^-1 of all updates [*b, s, n], and the condition. [*b]
+def _corrected(updates: Updates, ridge: float) -> Spectrum:
+    """W_0 + sum_t (w_t dW_t - W_0) G_t (H + l I)^-1, W_0 = Q M P^T the sum of `tsv`.
+
+    That is sum_t w_t dW_t G_t (H + l I)^-1 + W_0 (I - F^T (F F^T + l I)^-1 F).
+    """
+    space, start, condition = orthogonal(updates)
+    F, spans = roots(updates)
+    solved, other = inverse(F @ F.mT, F.shape[-1], ridge)
+    own = double(space.left.coefficients) @ _answers(updates, F, spans, solved)
+    rows = double(start @ space.right.mix.mT) @ double(space.right.columns.mT)
+    rows = rows + (own - rows @ F.mT @ solved) @ F
+    B = double(space.left.columns) @ double(space.left.mix)
+    eye = namespace(B).eye(B.shape[-1], dtype=B.dtype, device=B.device)
+    known = Grams(B=eye + namespace(B).zeros_like(gram(B)), A=gram(rows.mT))
+    found = decompose(LowRank(A=rows, B=B), known)
+    return replace(found, condition=namespace(B).maximum(condition, other))
+
+
+def _answers(updates: Updates, F: Array, spans: Sequence[slice], solved: Array) -> Array:
+    """X [*b, s, s'] with X F the A of dW_t G_t (H + l I)^-1 of all updates.
 
     In thin space (Woodbury): with F = [F_1; ..; F_T] and H = F^T F, F_t (F^T F + l I)^-1 is rows of
-    (F F^T + l I)^-1 F. F_t are a root of dW_t^T dW_t for each module that reads the same input.
+    (F F^T + l I)^-1 F. F_t are a root of G_t.
     """
-    xp = namespace(updates.factors[0].A)
-    blocks, starts = [], [0]
-    for place, factor in enumerate(updates.factors):
-        members = (factor, *(updates.siblings[place] if updates.siblings else ()))
-        for member in members:
-            root = _root(gram(member.B), gram(member.A.mT)) * len(members) ** -0.5
-            blocks.append(root.mT @ double(member.A))
-        starts.append(sum(block.shape[-2] for block in blocks))
-    F = xp.concat(blocks, axis=-2)
-    inverse, condition = _inverse(F @ F.mT, F.shape[-1], ridge)
-    rows = []
-    for update, start, stop in zip(updates.factors, starts, starts[1:], strict=False):
-        rows.append((update.A @ F[..., start:stop, :].mT) @ inverse[..., start:stop, :])
-    return xp.concat(rows, axis=-2) @ F, condition
+    found: Array = namespace(F).concat(
+        [
+            (update.A @ F[..., own, :].mT) @ solved[..., own, :]
+            for update, own in zip(updates.factors, spans, strict=True)
+        ],
+        axis=-2,
+    )
+    return found
 
 
 def _by_outputs(updates: Updates, products: Array, ridge: float) -> tuple[Array, Array]:
@@ -196,39 +211,18 @@ def _by_outputs(updates: Updates, products: Array, ridge: float) -> tuple[Array,
     """
     xp = namespace(products)
     total, start = products.shape[-1], 0
-    roots, sides = [], []
+    turned, sides = [], []
     for factor in updates.factors:
         own = slice(start, start := start + factor.rank)
-        root = _root(gram(factor.A.mT), products[..., own, own])
-        left = xp.zeros((*root.shape[:-1], own.start), dtype=root.dtype, device=root.device)
-        right = xp.zeros((*root.shape[:-1], total - start), dtype=root.dtype, device=root.device)
-        roots.append(xp.concat([left, root, right], axis=-1))
-        sides.append(xp.concat([left, products[..., own, own] @ root, right], axis=-1))
-    root, side = xp.concat(roots, axis=-2), xp.concat(sides, axis=-2)
+        R = root(gram(factor.A.mT), products[..., own, own])
+        left = xp.zeros((*R.shape[:-1], own.start), dtype=R.dtype, device=R.device)
+        right = xp.zeros((*R.shape[:-1], total - start), dtype=R.dtype, device=R.device)
+        turned.append(xp.concat([left, R, right], axis=-1))
+        sides.append(xp.concat([left, products[..., own, own] @ R, right], axis=-1))
+    R, side = xp.concat(turned, axis=-2), xp.concat(sides, axis=-2)
     rows = updates.factors[0].B.shape[-2]
-    inverse, condition = _inverse(root.mT @ products @ root, rows, ridge)
-    return root @ inverse @ side.mT, condition
-
-
-def _root(G: Array, other: Array) -> Array:
-    """R with R R^T = G / tr(G * other), other the Gram matrix of the factor on the other side."""
-    xp = namespace(G)
-    energy = xp.sum(G * other, axis=(-2, -1))
-    values, E = xp.linalg.eigh(G / xp.where(energy > 0, energy, 1 + energy)[..., None, None])
-    found: Array = E * (xp.clip(values, min=0.0) ** 0.5)[..., None, :]
-    return found
-
-
-def _inverse(K: Array, size: int, ridge: float) -> tuple[Array, Array]:
-    """(K + l I)^-1 with l = ridge tr(K) / size, and its condition where there are inputs. [*b]"""
-    xp = namespace(K)
-    energy = xp.sum(xp.linalg.diagonal(K), axis=-1) / size
-    energy = xp.where(energy > 0, energy, xp.ones_like(energy)) * ridge
-    eye = xp.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    values = xp.linalg.eigvalsh(K)
-    least = xp.clip(values[..., -min(K.shape[-1], size)], min=0.0)
-    inverse = xp.linalg.inv(K + energy[..., None, None] * eye)
-    return inverse, (values[..., -1] + energy) / (least + energy)
+    solved, condition = inverse(R.mT @ products @ R, rows, ridge)
+    return R @ solved @ side.mT, condition
 
 
 def _unit(terms: Array) -> Array:
