@@ -7,10 +7,10 @@ from loramerge.linalg.kernels import double, gram, like, namespace
 
 __all__ = ["inverse", "root", "roots"]
 
-# Where all updates read the same few directions, these are what all started from, a shared initial
-# A, and say nothing of inputs. They count by this share, and by more where but little of an update is
-# left besides: less than LITTLE of its length may be rounding. Directions are common by where the mean of
-# the projections on what each update reads is, from CHANCE to SURE on the way from 1 / T to 1.
+# Directions that all updates read are what all started from, a shared initial A, and say nothing of
+# inputs. They count by COMMON, and by more where less than LITTLE of an update's length is left
+# besides, which may be rounding. A direction is common by where the mean of the projections on what
+# each update reads is on the way from 1 / T to 1: not up to CHANCE, and wholly from SURE on.
 COMMON, LITTLE = 0.2, 0.1
 CHANCE, SURE = 1 / 3, 2 / 3
 # What an update reads counts less where its singular value is below this share of the largest: it
