@@ -210,7 +210,7 @@ ROWS: list[Row] = [
     *merges("ctm", ranks=[16], scales=[AUTO], seeds=3, sparsify="dare", density=0.5),
     *merges("ctm", ranks=[16], scales=[AUTO], seeds=3, sparsify="della", density=0.5),
     *merges("ctm", ranks=[16], scales=[AUTO], sparsify="breadcrumbs"),
-    *merges("decorrelate", {(16, PAPER): Bar(0.66)}),
+    *merges("decorrelate", {(16, PAPER): Bar(0.67)}),
     *merges(
         "cluster",
         {(None, PAPER): Bar(0.35, 0.04)},
