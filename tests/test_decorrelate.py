@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 import loramerge as lm
 from loramerge.adapter import Adapter, LowRank, Updates
-from loramerge.algorithms._inputs import roots
+from loramerge.algorithms._inputs import inputs
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
 from loramerge.algorithms.tsv import TsvOptions, tsv
 from loramerge.siblings import siblings, sides
@@ -123,10 +123,10 @@ def test_where_no_name_says_more_tsv_is_set_right_on_the_inputs(
     factors, others = three(rng)
     updates = updates_of(factors, weights, others if beside else ())
     start = dense(low_rank(tsv(updates, TsvOptions())))[0]
-    inputs = proxies(updates)
-    pairs = zip(updates.factors, weights, inputs, strict=True)
-    missing = sum((w * dense(f)[0] - start) @ G for f, w, G in pairs)
-    wanted = start + missing @ inverted(sum(inputs), 0.3)
+    G = proxies(updates)
+    pairs = zip(updates.factors, weights, G, strict=True)
+    missing = sum((w * dense(f)[0] - start) @ g for f, w, g in pairs)
+    wanted = start + missing @ inverted(sum(G), 0.3)
     for option in ("auto", "none"):
         found = merged(updates, DecorrelateOptions(ridge=0.3, sides=option))
         assert apart(found, wanted[None]) < 1e-5  # the factors are float32
@@ -142,10 +142,11 @@ def test_what_all_started_from_says_little_of_inputs(rng: np.random.Generator) -
     start = gaussian(rng, M, N, 6).A
     learned = [gaussian(rng, M, N, 6, 0.3) for _ in range(3)]
     updates = updates_of([LowRank(start + one.A, one.B) for one in learned])
-    F, spans = roots(updates)
-    for span, update, one in zip(spans, updates.factors, learned, strict=True):
+    read = inputs(updates)
+    for t, (update, one) in enumerate(zip(updates.factors, learned, strict=True)):
         axes = np.linalg.qr(one.A[0].T)[0]
-        found, plain = F[0, span], dense(update)[0]
+        found = (read.mix @ read.rows)[0, read.owners[:, t] > 0]
+        plain = dense(update)[0]
         assert np.linalg.norm(found) == pytest.approx(1)
         share = np.linalg.norm(found @ axes), np.linalg.norm(plain @ axes) / np.linalg.norm(plain)
         assert share[0] > 1.25 * share[1]  # 1.3 measured, 1 where nothing is made less

@@ -1,11 +1,12 @@
 """What adapters have learned from: the covariance of every task's inputs, read off its updates."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from loramerge.adapter import Array, LowRank, Updates
+from loramerge.adapter import Array, Updates
 from loramerge.linalg.kernels import double, gram, like, namespace
 
-__all__ = ["inverse", "root", "roots"]
+__all__ = ["Inputs", "answers", "diagonal", "inputs", "inverse", "root"]
 
 # Directions that all updates read are what all started from, a shared initial A, and say nothing of
 # inputs. They count by COMMON, and by more where less than LITTLE of an update's length is left
@@ -18,75 +19,130 @@ CHANCE, SURE = 1 / 3, 2 / 3
 FAINT = 0.03
 
 
-def roots(updates: Updates) -> tuple[Array, list[slice]]:
-    """F [*b, s, n], and the rows F_t of each update: G_t = F_t^T F_t, of trace 1.
+class Inputs(NamedTuple):
+    """G_t = F_t^T F_t of every task, of trace 1: F = mix @ rows.
+
+    rows [*b, k, n] are all A, first those of the updates themselves, then those of each sibling;
+    products [*b, k, k] their inner products, mix [*b, k, k] small, and owners [k, T] tells which
+    update a row is of, in `rows` as in F; the first `own` are those of the updates themselves.
+    Nothing but `rows` is as wide as a module.
+    """
+
+    rows: Array
+    products: Array
+    mix: Array
+    owners: Array
+    own: int
+
+    def gram(self) -> Array:
+        """F F^T. [*b, k, k]"""
+        found: Array = self.mix @ self.products @ self.mix.mT
+        return found
+
+
+def inputs(updates: Updates) -> Inputs:
+    """What every task reads, by what its updates do.
 
     G_t is the mean of dW^T dW over the modules that read the same input, each of trace 1, after
     what all tasks have in common there from the start has been made less.
     """
-    groups = []
-    for place in range(1 + (len(updates.siblings[0]) if updates.siblings else 0)):
-        members = [
-            factor if place == 0 else updates.siblings[t][place - 1]
-            for t, factor in enumerate(updates.factors)
-        ]
-        groups.append(_private([_read(member) for member in members]))
-    xp, share = namespace(groups[0][0]), len(groups) ** -0.5
-    blocks = [xp.concat(found, axis=-2) * share for found in zip(*groups, strict=True)]
-    spans, start = [], 0
-    for block in blocks:
-        spans.append(slice(start, start := start + block.shape[-2]))
-    return xp.concat(blocks, axis=-2), spans
+    beside = zip(*updates.siblings, strict=True) if updates.siblings else ()
+    groups = [updates.factors, *beside]
+    xp = namespace(updates.factors[0].A)
+    rows = double(xp.concat([one.A for group in groups for one in group], axis=-2))
+    products, start, mix = gram(rows.mT), 0, []
+    for group in groups:
+        spans = []
+        for one in group:
+            spans.append(slice(start, start := start + one.rank))
+        known = [products[..., span, span] for span in spans]
+        turns = [root(gram(double(one.B)), K).mT for one, K in zip(group, known, strict=True)]
+        whole = slice(spans[0].start, start)
+        mix.append(_private(turns, products[..., whole, whole]))
+    ranks = [[one.rank for one in group] for group in groups]
+    mixed = diagonal(mix) * len(groups) ** -0.5
+    return Inputs(rows, products, mixed, _owners(ranks, products), sum(ranks[0]))
 
 
-def _read(update: LowRank) -> Array:
-    """F [*b, r, n] with F^T F = dW^T dW / ||dW||^2."""
-    found: Array = root(gram(update.B), gram(update.A.mT)).mT @ double(update.A)
+def answers(read: Inputs, solved: Array) -> Array:
+    """X [*b, s, k] with X @ rows the A of dW_t G_t (H + l I)^-1 of all updates, H = F^T F.
+
+    In thin space (Woodbury): F_t (F^T F + l I)^-1 is rows of (F F^T + l I)^-1 F, whose first factor
+    is `solved`.
+    """
+    E = read.owners
+    same = (E @ E.mT)[: read.own, :]
+    found: Array = (read.products[..., : read.own, :] @ read.mix.mT * same) @ solved @ read.mix
     return found
 
 
-def _private(blocks: Sequence[Array]) -> list[Array]:
-    """Each F [*b, r, n] with less of what all tasks read, of length 1 again.
+def _private(turns: Sequence[Array], K: Array) -> Array:
+    """F [*b, k, k] over rows of products K, with less of what all tasks read; each F_t of length 1.
 
-    With N_t an orthonormal basis of the rows of F_t and c_k by how nearly the k-th direction p_k is
-    in every N_t, C = sum_k c_k p_k p_k^T: F (I - C) + COMMON F C.
+    F_t = turn_t rows_t. With N_t an orthonormal basis of the rows of F_t and c_k by how nearly the
+    k-th direction p_k is in every N_t, C = sum_k c_k p_k p_k^T: F (I - C) + COMMON F C.
     """
-    xp = namespace(blocks[0])
-    N = xp.concat([_axes(block) for block in blocks], axis=-2)
-    there = [like(xp.any(block != 0, axis=(-2, -1)), N) for block in blocks]
-    count = xp.clip(sum(there), min=1.0)[..., None]
-    values, E = xp.linalg.eigh(N @ N.mT)
+    xp = namespace(K)
+    F, start, axes = diagonal(turns), 0, []
+    products = F @ K @ F.mT
+    for turn in turns:
+        span = slice(start, start := start + turn.shape[-1])
+        axes.append(_axes(products[..., span, span]))
+    N = diagonal(axes) @ F
+    count = sum(like(xp.any(turn != 0, axis=(-2, -1)), K) for turn in turns)
+    values, E = xp.linalg.eigh(N @ K @ N.mT)
     # On the way from 1 / T, in one update alone, to 1, in all.
-    way = (values - 1) / xp.clip(count - 1, min=1.0)
+    way = (values - 1) / xp.clip(count - 1, min=1.0)[..., None]
     common = xp.clip((way - CHANCE) / (SURE - CHANCE), min=0.0, max=1.0)
     if not bool(xp.any(common > 0)):
-        return list(blocks)
-    mix = (E * (common / xp.clip(values, min=1.0))[..., None, :]) @ E.mT
-    found = []
-    for block in blocks:
-        shared = ((block @ N.mT) @ mix) @ N
-        own = block - shared
-        length = xp.sum(own**2, axis=(-2, -1)) ** 0.5
-        share = xp.clip(COMMON * LITTLE / xp.clip(length, min=COMMON * LITTLE), min=COMMON)
-        mixed = own + share[..., None, None] * shared
-        found.append(mixed * _shorten(xp.sum(mixed**2, axis=(-2, -1))))
+        return F
+    part = (E * (common / xp.clip(values, min=1.0))[..., None, :]) @ E.mT
+    shared = (F @ K @ N.mT) @ part @ N
+    owners = _owners([[turn.shape[-1] for turn in turns]], K)
+    left = _lengths(F - shared, K, owners)
+    share = xp.clip(COMMON * LITTLE / xp.clip(left, min=COMMON * LITTLE), min=COMMON)
+    mixed = F - shared + share[..., None] * shared
+    length = _lengths(mixed, K, owners)
+    found: Array = mixed / xp.where(length > 0, length, xp.ones_like(length))[..., None]
     return found
 
 
-def _axes(F: Array) -> Array:
-    """An orthonormal basis of the rows of F; shorter vectors where these are faint. [*b, r, n]"""
-    xp = namespace(F)
-    values, E = xp.linalg.eigh(F @ F.mT)
+def _owners(ranks: Sequence[Sequence[int]], model: Array) -> Array:
+    """Which update a row is of, 1 there and 0 elsewhere. [k, T]"""
+    owner = [t for group in ranks for t, rank in enumerate(group) for _ in range(rank)]
+    table = [[float(t == one) for t in range(len(ranks[0]))] for one in owner]
+    found: Array = namespace(model).asarray(table, dtype=model.dtype, device=model.device)
+    return found
+
+
+def _lengths(F: Array, K: Array, owners: Array) -> Array:
+    """||F_t|| of the update that each row of F, over rows of products K, belongs to. [*b, k]"""
+    xp = namespace(K)
+    squares = xp.sum((F @ K) * F, axis=-1)
+    found: Array = xp.clip(squares @ owners @ owners.mT, min=0.0) ** 0.5
+    return found
+
+
+def _axes(K: Array) -> Array:
+    """T with T F an orthonormal basis of the rows of F; shorter vectors where these are faint."""
+    xp = namespace(K)
+    values, E = xp.linalg.eigh(K)
     values = values + FAINT**2 * values[..., -1:]
     scale = xp.where(values > 0, values, xp.ones_like(values)) ** -0.5
-    found: Array = (E * scale[..., None, :]).mT @ F
+    found: Array = (E * scale[..., None, :]).mT
     return found
 
 
-def _shorten(square: Array) -> Array:
-    """What makes something of this squared length 1, and leaves nothing as it is. [*b, 1, 1]"""
-    xp = namespace(square)
-    found: Array = xp.where(square > 0, square, xp.ones_like(square))[..., None, None] ** -0.5
+def diagonal(blocks: Sequence[Array]) -> Array:
+    """Matrices [*b, r, c] along a diagonal, zeros beside them."""
+    xp, first = namespace(blocks[0]), blocks[0]
+    total, start, rows = sum(int(block.shape[-1]) for block in blocks), 0, []
+    for block in blocks:
+        shape = (*block.shape[:-1], start), (*block.shape[:-1], total - start - block.shape[-1])
+        left, right = (xp.zeros(one, dtype=first.dtype, device=first.device) for one in shape)
+        rows.append(xp.concat([left, block, right], axis=-1))
+        start += int(block.shape[-1])
+    found: Array = xp.concat(rows, axis=-2)
     return found
 
 

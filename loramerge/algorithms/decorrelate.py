@@ -1,17 +1,16 @@
 """Decorrelate: a merge that answers every task's inputs as that task's own update does."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
 from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.algorithms._inputs import inverse, root, roots
+from loramerge.algorithms._inputs import Inputs, answers, diagonal, inputs, inverse, root
 from loramerge.algorithms._orthogonal import orthogonal
-from loramerge.linalg.factors import Grams, by_owner, concat, doubled, grams
-from loramerge.linalg.kernels import double, gram, like, namespace
-from loramerge.linalg.spectrum import Spectrum, decompose
+from loramerge.linalg.factors import Grams, by_owner, concat
+from loramerge.linalg.kernels import double, gram, kernels, like, namespace
+from loramerge.linalg.spectrum import Spectrum, basis, decompose
 from loramerge.options import Options
 from loramerge.registry import Score, merger
 
@@ -120,32 +119,47 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     did not work. What modules do and which read one input is told by their names.
     """
     sides = updates.sides if options.sides == "auto" else options.sides
-    updates = replace(updates, factors=tuple(map(doubled, updates.factors)))
     if sides == "none":
         return _corrected(updates, options.ridge)
-    whole = concat(updates.factors, [1.0] * len(updates.factors))
-    known, weights = grams(whole), _weights(updates)
-    products = known.B * known.A * weights * weights.mT
-    agreement = _agreement(by_owner(products, [factor.rank for factor in updates.factors]))
-    weighted = weights * whole.A
-    F, spans = roots(updates)
-    solved, condition = inverse(F @ F.mT, F.shape[-1], options.ridge)
-    A = weights * (_answers(updates, F, spans, solved) @ F)
-    A = A * _unit(known.B * gram(A.mT))
+    read = inputs(updates)
+    B = concat(updates.factors, [1.0] * len(updates.factors)).B
+    products = gram(double(B))
+    weights = _weights(updates, products)
+    # X [*b, s, k] stands for B @ X @ rows, and this one for the weighted sum.
+    S = weights * _eye(read)
+    summed = products * _between(S, read)
+    agreement = _agreement(by_owner(summed, [factor.rank for factor in updates.factors]))
+    solved, condition = inverse(read.gram(), read.rows.shape[-1], options.ridge)
+    X = weights * answers(read, solved)
+    X = X * _unit(products * _between(X, read))
     if sides == "both":
-        mix, other = _by_outputs(updates, known.B, options.ridge)
-        turned = mix @ weighted
-        A = A + turned * _unit(known.B * gram(turned.mT))
-        condition = namespace(A).maximum(condition, other)
-    A = A * _unit(known.B * gram(A.mT)) * agreement.difference[..., None, None]
-    A = A + weighted * _unit(products) * (1 - agreement.difference)[..., None, None]
-    found = decompose(LowRank(A=A, B=whole.B), Grams(B=known.B, A=gram(A.mT)))
+        mix, other = _by_outputs(updates, read.products, products, options.ridge)
+        turned = mix @ S
+        X = X + turned * _unit(products * _between(turned, read))
+        condition = namespace(B).maximum(condition, other)
+    X = X * _unit(products * _between(X, read)) * agreement.difference[..., None, None]
+    X = X + S * _unit(summed) * (1 - agreement.difference)[..., None, None]
+    found = decompose(
+        LowRank(A=like(X @ read.rows, B), B=B), Grams(B=products, A=_between(X, read))
+    )
     return replace(_lengthened(found, updates, agreement, options.flatten), condition=condition)
 
 
-def _weights(updates: Updates) -> Array:
+def _eye(read: Inputs) -> Array:
+    """What stands for the updates' own A. [s, k]"""
+    mix = read.mix
+    found: Array = namespace(mix).eye(*mix.shape[-2:], dtype=mix.dtype, device=mix.device)
+    return found[: read.own, :]
+
+
+def _between(X: Array, read: Inputs) -> Array:
+    """The inner products of the rows of X @ rows. [*b, s, s]"""
+    found: Array = X @ read.products @ X.mT
+    return found
+
+
+def _weights(updates: Updates, model: Array) -> Array:
     """The weight of every rank-1 term of all updates. [s, 1]"""
-    model = updates.factors[0].A
     terms = zip(updates.factors, updates.weights, strict=True)
     column = [[weight] for factor, weight in terms for _ in range(factor.rank)]
     found: Array = namespace(model).asarray(column, dtype=model.dtype, device=model.device)
@@ -178,55 +192,43 @@ def _count(norms: Array) -> Array:
 def _corrected(updates: Updates, ridge: float) -> Spectrum:
     """W_0 + sum_t (w_t dW_t - W_0) G_t (H + l I)^-1, W_0 = Q M P^T the sum of `tsv`.
 
-    That is sum_t w_t dW_t G_t (H + l I)^-1 + W_0 (I - F^T (F F^T + l I)^-1 F).
+    That is sum_t w_t dW_t G_t (H + l I)^-1 + W_0 (I - F^T (F F^T + l I)^-1 F). All of it is in the
+    span of Q.
     """
     space, start, condition = orthogonal(updates)
-    F, spans = roots(updates)
-    solved, other = inverse(F @ F.mT, F.shape[-1], ridge)
-    own = double(space.left.coefficients) @ _answers(updates, F, spans, solved)
-    rows = double(start @ space.right.mix.mT) @ double(space.right.columns.mT)
-    rows = rows + (own - rows @ F.mT @ solved) @ F
-    B = double(space.left.columns) @ double(space.left.mix)
-    found = decompose(LowRank(A=rows, B=B))
-    return replace(found, condition=namespace(B).maximum(condition, other))
-
-
-def _answers(updates: Updates, F: Array, spans: Sequence[slice], solved: Array) -> Array:
-    """X [*b, s, s'] with X F the A of dW_t G_t (H + l I)^-1 of all updates.
-
-    In thin space (Woodbury): with F = [F_1; ..; F_T] and H = F^T F, F_t (F^T F + l I)^-1 is rows of
-    (F F^T + l I)^-1 F. F_t are a root of G_t.
-    """
-    found: Array = namespace(F).concat(
-        [
-            (update.A @ F[..., own, :].mT) @ solved[..., own, :]
-            for update, own in zip(updates.factors, spans, strict=True)
-        ],
-        axis=-2,
+    read = inputs(updates)
+    solved, other = inverse(read.gram(), read.rows.shape[-1], ridge)
+    into, columns = start @ space.right.mix.mT, space.right.columns
+    seen = into @ (read.rows @ double(columns)).mT @ read.mix.mT @ solved @ read.mix
+    change = space.left.coefficients @ answers(read, solved) - seen
+    rows = like(into, columns) @ columns.mT + like(change @ read.rows, columns)
+    right = basis(rows.mT)
+    U, s, Vh = kernels(rows).svd(right.coefficients.mT)
+    return Spectrum(
+        left=space.left.columns,
+        u=space.left.mix @ U,
+        s=s,
+        vh=Vh @ right.mix.mT,
+        right=right.columns.mT,
+        condition=namespace(rows).maximum(condition, other),
     )
-    return found
 
 
-def _by_outputs(updates: Updates, products: Array, ridge: float) -> tuple[Array, Array]:
+def _by_outputs(updates: Updates, into: Array, out: Array, ridge: float) -> tuple[Array, Array]:
     """M [*b, s, s] with B M A = sum_t (K + l I)^-1 dW_t dW_t^T dW_t, and the condition. [*b]
 
-    K = sum_t dW_t dW_t^T, each of trace 1; `products` are B^T B. As the inputs of dW_t^T, but that
-    what is solved for lies in the span of B, so that nothing of its length is needed.
+    K = sum_t dW_t dW_t^T, each of trace 1; `into` are A A^T, and `out` B^T B. As the inputs of
+    dW_t^T, but that what is solved for lies in the span of B, so that nothing of its length is
+    needed.
     """
-    xp = namespace(products)
-    total, start = products.shape[-1], 0
-    turned, sides = [], []
+    turns, start, sides = [], 0, []
     for factor in updates.factors:
         own = slice(start, start := start + factor.rank)
-        R = root(gram(factor.A.mT), products[..., own, own])
-        left = xp.zeros((*R.shape[:-1], own.start), dtype=R.dtype, device=R.device)
-        right = xp.zeros((*R.shape[:-1], total - start), dtype=R.dtype, device=R.device)
-        turned.append(xp.concat([left, R, right], axis=-1))
-        sides.append(xp.concat([left, products[..., own, own] @ R, right], axis=-1))
-    R, side = xp.concat(turned, axis=-2), xp.concat(sides, axis=-2)
-    rows = updates.factors[0].B.shape[-2]
-    solved, condition = inverse(R.mT @ products @ R, rows, ridge)
-    return R @ solved @ side.mT, condition
+        turns.append(root(into[..., own, own], out[..., own, own]))
+        sides.append(out[..., own, own] @ turns[-1])
+    R = diagonal(turns)
+    solved, condition = inverse(R.mT @ out @ R, updates.factors[0].B.shape[-2], ridge)
+    return R @ solved @ diagonal(sides).mT, condition
 
 
 def _unit(terms: Array) -> Array:
