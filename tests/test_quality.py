@@ -197,23 +197,24 @@ def judged(quality: ModuleType, suite: str, row: str, exact: float):
 
 
 @pytest.mark.parametrize(
-    ("ours", "met", "goal"),
+    ("ours", "met"),
     [
-        ((0.70, 0.66, 0.64, 0.64), True, "goal 0.66 reached"),
-        ((0.70, 0.66, 0.64, 0.63), True, "goal 0.66 not reached"),  # .6575 on average
-        ((0.99, 0.99, 0.99, 0.57), False, "goal 0.66 reached"),  # one set .03 below TSV-M
+        ((0.70, 0.66, 0.64, 0.64), True),
+        ((0.70, 0.66, 0.64, 0.63), False),  # .6575 on average
+        ((0.99, 0.99, 0.99, 0.57), False),  # one set .03 below TSV-M
+        ((0.59,), True),  # of one set alone no mean is asked
     ],
 )
-def test_our_own_method_must_be_behind_on_no_kind_of_set(quality, capsys, ours, met, goal):
+def test_our_own_method_must_be_behind_on_no_kind_of_set_and_reach_its_mean(
+    quality, capsys, ours, met
+):
     outcomes = [
         judged(quality, suite, name, exact)
-        for suite, own in zip(quality.GOAL_SETS, ours, strict=True)
+        for suite, own in zip(quality.GOAL_SETS, ours, strict=False)
         for name, exact in ((quality.OURS, own), (quality.THEIRS, 0.60))
     ]
     assert quality._goal(outcomes, binding=True) is met
-    said = capsys.readouterr().out
-    assert ("met" if met else "MISSED") in said
-    assert goal in said
+    assert ("met" if met else "MISSED") in capsys.readouterr().out
     assert quality._goal(outcomes, binding=False)
 
 

@@ -54,7 +54,7 @@ def test_a_set_is_merged_to_its_exact_sum_and_covered(
 
 
 @pytest.mark.parametrize("names", [names for names in SETS if len(names) > 1], ids="+".join)
-@pytest.mark.parametrize("method", ["cluster", "ties", "tsv"])
+@pytest.mark.parametrize("method", ["cluster", "decorrelate", "ties", "tsv"])
 def test_other_methods_take_every_set(method: str, names: tuple[str, ...], tmp_path: Path) -> None:
     given = [str(SHARED / name) for name in names]
     result, _ = loramerge.run(method, given, extras="first", rank=4, device="cpu")
