@@ -143,7 +143,9 @@ def plan_conversion(
             f"{listed(widened, 3)}"
         )
     if padded := sum(m.rank > there.modules[m.name].rank for m in modules):
-        notes.append(f"{padded} modules are zero-padded to the one rank of {to} (exact)")
+        notes.append(
+            f"zero-padded to the one rank of {to}, exactly: {padded} of {len(modules)} modules"
+        )
     if len(there.modules) != len(adapter.modules):
         notes.append(
             f"{len(adapter.modules)} modules are {len(there.modules)} in {to}: fused there, or here"

@@ -195,7 +195,7 @@ class Report(Struct, frozen=True):
             how = "zero-padded to the stored rank (exact)"
             if self.plan.options.trains_on:
                 how = "filled up to the stored rank with terms that begin as in PEFT: B is zero"
-            notes.append(f"{self.padded} modules are {how}")
+            notes.append(f"{how}: {self.padded} of {len(self.modules)} modules")
         return notes
 
     def as_json(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_the_report_says_what_was_padded_and_what_counts_as_zero(
     write_peft(here / "b", {"x": pair(3)}, r=3)
     notes = json.loads(merged("--rank", "full", "--json").out)["notes"]
     assert any("not in every adapter and count as zero there: y" in note for note in notes)
-    assert any("1 modules are zero-padded" in note for note in notes)
+    assert any("zero-padded to the stored rank (exact): 1 of 2 modules" in note for note in notes)
 
 
 def test_the_report_says_what_the_papers_own_scale_would_have_been(three: list[Path]) -> None:
