@@ -194,7 +194,7 @@ class Report(Struct, frozen=True):
         if self.padded:
             how = "zero-padded to the stored rank (exact)"
             if self.plan.options.trains_on:
-                how = "filled up to the stored rank with terms that begin as in PEFT: B is zero"
+                how = "filled up to the stored rank with terms that begin as in PEFT (B is zero)"
             notes.append(f"{how}: {self.padded} of {len(self.modules)} modules")
         return notes
 

@@ -52,7 +52,8 @@ def test_no_rank_of_the_result_is_dead(adapter: Path, tmp_path: Path) -> None:
         assert np.count_nonzero(B.any(axis=0)) == kept
         assert np.abs(A[kept:]).max(initial=0) <= 12**-0.5
     [note] = [note for note in report.notes if "stored rank" in note]
-    assert note.startswith("2 modules are filled up to the stored rank with terms that begin as in")
+    assert note.startswith("filled up to the stored rank with terms that begin as in PEFT")
+    assert note.endswith(": 2 of 3 modules")
     assert {module.name: module.rank for module in report.modules} == {
         "lin": 5,
         "idle": 0,
