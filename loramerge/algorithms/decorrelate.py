@@ -114,9 +114,11 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     What to expect. Made for many adapters of different tasks and an output of one adapter's rank:
     eight into rank 16 score .67 on average over four kinds of training (`tsv` .57). On 20 sets of
     eight tasks that nothing was chosen on it is ahead of `tsv` by .06 on average, on every kind of
-    training, and behind by more than .02 on three sets of one group of tasks, by .05 at most. Of
-    four adapters it is ahead by .05, of two by .03. docs/decorrelate.md has the tables, and what
-    did not work. What modules do and which read one input is told by their names.
+    training, and behind by more than .02 on three sets of one group of tasks, by .05 at most (.09
+    when these were trained again). Of four adapters it is ahead by .05, of two by .03. The best
+    length depends on the base, which is not at hand: where a result can be measured, try --scale
+    0.85 and 1.1 too. docs/decorrelate.md has the tables, and what did not work. What modules do and
+    which read one input is told by their names.
     """
     sides = updates.sides if options.sides == "auto" else options.sides
     if sides == "none":
