@@ -92,7 +92,7 @@ class Plan(Struct, frozen=True):
     @property
     def scaled(self) -> bool:
         """Whether the length of the result follows from norms over the whole adapter."""
-        return self.recipe.scale in ("auto", "norm", "ls")
+        return self.recipe.scale in ("auto", "norm", "ls", "size")
 
     @property
     def read(self) -> set[tuple[int, str]]:

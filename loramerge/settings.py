@@ -180,7 +180,8 @@ class MergeSettings(Settings, frozen=True):
         _says(
             MERGE,
             "Length of the result: paper (as published), auto (label-free rule), norm (mean norm "
-            "of the inputs), ls (nearest to the weighted sum), or a factor.",
+            "of the inputs), ls (nearest to the weighted sum), size (as published, shorter where "
+            "the inputs are long beside what they are added to), or a factor.",
         ),
     ] = None
     calibrate: Annotated[

@@ -238,6 +238,7 @@ def _totals(
             result=float(length[i]),
             inner=float(inner[i]),
             paper=paper**2 * float(length[i]),
+            rows=float(model.model.shape[0]),
         )
         for i in range(square.shape[0])
     ]

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from loramerge.adapter import LowRank
 from loramerge.compute import FLOOR
 from loramerge.linalg.ranks import Criterion, choose
-from loramerge.linalg.scales import ScaleName, Totals, factor
+from loramerge.linalg.scales import POLICIES, Totals, factor
 from loramerge.plan import Plan
 from loramerge.solve import Seen
 
@@ -16,7 +16,6 @@ __all__ = ["Survey", "decide"]
 
 # How far the rounding of one module may lie above the usual.
 ROUNDING_MARGIN = 1.1
-POLICIES: tuple[ScaleName, ...] = ("paper", "auto", "norm", "ls")
 
 
 class Survey(Struct, frozen=True):
@@ -79,4 +78,5 @@ def _summed(totals: Sequence[Totals]) -> Totals:
         result=sum(one.result for one in totals),
         inner=sum(one.inner for one in totals),
         paper=sum(one.paper or 0.0 for one in totals),
+        rows=sum(one.rows for one in totals),
     )

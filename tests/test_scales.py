@@ -4,17 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import loramerge
-from loramerge.linalg.scales import AUTO_EXPONENT, Totals, factor
+from loramerge.linalg.scales import AUTO_EXPONENT, POLICIES, Totals, factor
 from tests.build import Pair, read_deltas, write_peft
 
 M, N, RANK = 96, 80, 4
 NAMES = ("one", "two", "three")
-POLICIES = ("paper", "auto", "norm", "ls")
+# What sets the length whatever the method makes of it.
+SETTING = ("auto", "norm", "ls")
 
 
-def totals(parts: list[np.ndarray], result: np.ndarray | None = None) -> Totals:
+def totals(parts: list[np.ndarray], result: np.ndarray | None = None, rows: float = 1.0) -> Totals:
     """Totals of weighted dense updates and a merge of them, their sum unless given."""
     target = sum(parts)
     result = target if result is None else result
@@ -23,6 +25,7 @@ def totals(parts: list[np.ndarray], result: np.ndarray | None = None) -> Totals:
         target=float(np.sum(target**2)),
         result=float(np.sum(result**2)),
         inner=float(np.sum(result * target)),
+        rows=rows,
     )
 
 
@@ -89,7 +92,7 @@ def test_norm_gives_the_mean_norm_of_the_inputs() -> None:
     assert length == pytest.approx(3.0, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", POLICIES[1:])
+@pytest.mark.parametrize("name", SETTING)
 def test_a_policy_depends_on_the_direction_of_a_merge_alone(
     rng: np.random.Generator, name: str
 ) -> None:
@@ -100,7 +103,7 @@ def test_a_policy_depends_on_the_direction_of_a_merge_alone(
     np.testing.assert_allclose(again, once, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", POLICIES[1:])
+@pytest.mark.parametrize("name", SETTING)
 def test_longer_inputs_give_a_merge_longer_by_as_much(rng: np.random.Generator, name: str) -> None:
     parts = [rng.standard_normal(50) for _ in range(3)]
     merge = rng.standard_normal(50)
@@ -114,6 +117,25 @@ def test_ls_is_nearer_to_the_weighted_sum_than_any_other_factor(rng: np.random.G
     best = factor("ls", totals(parts, merge))
     gaps = [np.linalg.norm(f * merge - sum(parts)) for f in best + np.linspace(-0.5, 0.5, 101)]
     assert np.argmin(gaps) == 50
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_size_leaves_one_adapter_and_copies_of_it_as_the_method_does(count: int) -> None:
+    parts = [np.array([3.0, 4.0])] * count
+    assert factor("size", totals(parts, rows=9)) == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("length", "wanted"),
+    [(0.078, 1.0), (0.1, 0.9167), (0.07, 1.0386), (5.0, 0.8363), (1e-3, 1.0962)],
+)
+def test_size_shortens_merges_of_updates_that_are_long_beside_orthonormal_rows(
+    length: float, wanted: float
+) -> None:
+    rows = 50
+    parts = orthogonal(8, norms=[length * rows**0.5] * 8)
+    found = replace(totals(parts, rows=rows), paper=4 * totals(parts).result)
+    assert factor("size", found) == pytest.approx(2 * wanted, rel=1e-3)  # 2 is the paper's own
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -219,5 +241,6 @@ def test_the_report_states_the_factor_and_what_the_other_policies_would_give(
     _, report = loramerge.arithmetic(paths, scale="norm", rank="full")
     parts = [flat(read_deltas(path)) for path in paths]
     for name in POLICIES:
-        assert report.others[name] == pytest.approx(factor(name, totals(parts)), rel=1e-5)
+        wanted = factor(name, totals(parts, rows=len(NAMES) * M))
+        assert report.others[name] == pytest.approx(wanted, rel=1e-5)
     assert report.scale == report.others["norm"]
