@@ -137,7 +137,7 @@ def quality_page() -> str:
     four = {
         f"{said}, {scale}": f" --rank {rank} --scale {scale}"
         for said, rank in (("rank 16", 16), ("every rank", "full"))
-        for scale in SCALES[:2]
+        for scale in ("paper", "auto", "size")
     }
     kinds = {"shared A": "shared", "3e-4": "gentle", "ranks 4 to 32": "mixed"}
     drawn = {

@@ -57,7 +57,7 @@ class LowRank(Struct, frozen=True):
 
 
 # Where updates of a module are told apart: by what they read, by that and what they write, nowhere.
-Sides: TypeAlias = Literal["input", "both", "none"]
+Role: TypeAlias = Literal["query", "value", "output", "down", "other"]
 
 
 class Updates(Struct, frozen=True):
@@ -72,8 +72,8 @@ class Updates(Struct, frozen=True):
     `present` says of every adapter of the merge whether it has the module; () where all have it.
     `names` are those of the modules, one for each batch item; `known` is what the method's census
     of the whole adapter found, None without one. `siblings` are each adapter's updates of the other
-    modules that read the same input, where the method asks for them, and `sides` those on which
-    updates of such modules are worth telling apart.
+    modules that read the same input, where the method asks for them, and `role` what such modules
+    do: queries or keys, values or the way out of an attention, the way out of an MLP, or other.
     """
 
     factors: tuple[LowRank, ...]
@@ -87,7 +87,7 @@ class Updates(Struct, frozen=True):
     names: tuple[str, ...] = ()
     known: Any = None
     siblings: tuple[tuple[LowRank, ...], ...] = ()
-    sides: Sides = "none"
+    role: Role = "other"
 
     @property
     def count(self) -> int:

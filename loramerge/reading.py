@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from loramerge._lazy import np
-from loramerge.adapter import Adapter, Array, LowRank, Module, Sides, Updates
+from loramerge.adapter import Adapter, Array, LowRank, Module, Role, Updates
 from loramerge.align import Aligned
 from loramerge.compute import Compute, finite, flaw
 from loramerge.errors import IncompatibleError
 from loramerge.plan import Plan
-from loramerge.siblings import siblings, sides
+from loramerge.siblings import role, siblings
 
-__all__ = ["key_of", "read_finite", "read_updates", "readers_beside", "seen_by", "sides_of"]
+__all__ = ["key_of", "read_finite", "read_updates", "readers_beside", "role_of", "seen_by"]
 
 
 def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
@@ -44,7 +44,7 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         present=tuple(member is not None for member in batch[0].members),
         names=tuple(module.name for module in batch),
         siblings=tuple(beside),
-        sides=sides_of(plan, batch[0]),
+        role=role_of(plan, batch[0]),
     )
 
 
@@ -73,9 +73,9 @@ def readers_beside(plan: Plan, module: Aligned, position: int) -> list[Module]:
     return [one for one in found if one.kind == "linear" and one.shape[1] == module.model.shape[1]]
 
 
-def sides_of(plan: Plan, module: Aligned) -> Sides:
-    """On which sides the method may tell updates of a module apart, where it looks at siblings."""
-    return sides(module.name) if plan.recipe.method.siblings else "none"
+def role_of(plan: Plan, module: Aligned) -> Role:
+    """What a module does, where the method looks at siblings."""
+    return role(module.name) if plan.recipe.method.siblings else "other"
 
 
 def _gates(plan: Plan, position: int, batch: Sequence[Aligned], compute: Compute) -> Array:

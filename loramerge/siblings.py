@@ -3,9 +3,9 @@
 import re
 from collections.abc import Collection
 
-from loramerge.adapter import Sides
+from loramerge.adapter import Role
 
-__all__ = ["siblings", "sides"]
+__all__ = ["role", "siblings"]
 
 # Projections of one input, as model code names them: queries, keys and values of an attention.
 ATTENTION = (
@@ -41,15 +41,15 @@ DOWN = re.compile(
 )
 
 
-def sides(name: str) -> Sides:
-    """On which sides updates of a module are worth telling apart by themselves.
-
-    What a task asks of an attention can be seen in what its updates read, and but for values in
-    what they write; what it asks of the way out of an MLP, in what they read.
-    """
-    if MATCHED.fullmatch(name) or JOINED.fullmatch(name):
-        return "both"
-    return "input" if VALUES.fullmatch(name) or DOWN.fullmatch(name) else "none"
+def role(name: str) -> Role:
+    """What a module does; queries, keys and values in one count as values."""
+    if MATCHED.fullmatch(name):
+        return "query"
+    if JOINED.fullmatch(name):
+        return "output"
+    if VALUES.fullmatch(name):
+        return "value"
+    return "down" if DOWN.fullmatch(name) else "other"
 
 
 def siblings(name: str, names: Collection[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
-from loramerge.reading import read_updates, readers_beside, sides_of
+from loramerge.reading import read_updates, readers_beside, role_of
 
 __all__ = [
     "Seen",
@@ -80,7 +80,7 @@ def batches(plans: Sequence[Plan], compute: Compute) -> Iterator[tuple[Aligned, 
             tuple(s.rank for s in readers_beside(plan, module, place))
             for place in range(len(members))
         )
-        key = (module.model.shape, members, module.weights, beside, sides_of(plan, module))
+        key = (module.model.shape, members, module.weights, beside, role_of(plan, module))
         groups.setdefault(key, []).append(module)
     for group in groups.values():
         size = compute.batch(max(_entries(plan, group[0]) for plan in plans))

@@ -1,7 +1,7 @@
 """Decorrelate: its formulas written out dense in float64, its laws, and whose input is whose."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from loramerge.adapter import Adapter, LowRank, Updates
 from loramerge.algorithms._inputs import inputs
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
 from loramerge.algorithms.tsv import TsvOptions, tsv
-from loramerge.siblings import siblings, sides
+from loramerge.siblings import role, siblings
 from tests.entries import apart, low_rank
 from tests.updates import dense, gaussian, near
 
@@ -32,7 +32,7 @@ def updates_of(
 
 
 def merged(updates: Updates, options: DecorrelateOptions | None = None) -> np.ndarray:
-    return dense(low_rank(decorrelate(updates, options or DecorrelateOptions(sides="both"))))
+    return dense(low_rank(decorrelate(updates, options or DecorrelateOptions(role="query"))))
 
 
 def three(rng: np.random.Generator) -> tuple[list[LowRank], tuple[tuple[LowRank, ...], ...]]:
@@ -78,11 +78,23 @@ def regression(W: list[np.ndarray], inputs: list[np.ndarray], ridge: float) -> n
     return unit
 
 
-def written_out(updates: Updates, ridge: float, flatten: float, both: bool) -> np.ndarray:
+# Of the docstring: how much is the sum of tsv, how far that is set right, and the other sides.
+PARTS = {
+    "query": (0.5, 1.0, True),
+    "value": (0.0, 0.0, False),
+    "output": (0.0, 0.0, True),
+    "down": (0.5, 0.0, False),
+    "other": (1.0, 0.5, False),
+}
+
+
+def written_out(updates: Updates, ridge: float, flatten: float, role: str) -> np.ndarray:
     """The docstring, line by line, with n x n matrices and a full SVD."""
+    near, right, both = PARTS[role]
     D = [dense(f)[0] for f in updates.factors]
     W = [w * d for w, d in zip(updates.weights, D, strict=True)]
-    R = regression(W, proxies(updates), ridge)
+    G = proxies(updates)
+    R = regression(W, G, ridge)
     if both:
         outputs = [d @ d.T / np.sum(d**2) for d in D]
         R = R + regression([w.T for w in W], outputs, ridge).T
@@ -96,45 +108,38 @@ def written_out(updates: Updates, ridge: float, flatten: float, both: bool) -> n
     lift[leading:] = lift[leading - 1]
     s = s * lift
     s *= min(length, sum(norms) ** 2 / T / length) / np.linalg.norm(s[:leading])
-    return (U[:, : len(s)] * s) @ Vh[: len(s)]
-
-
-@each_weighting
-@pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("sides", ["input", "both"])
-def test_thin_factors_give_what_the_formulas_give_in_full(
-    rng: np.random.Generator,
-    weights: tuple[float, ...],
-    beside: bool,
-    sides: Literal["input", "both"],
-) -> None:
-    factors, others = three(rng)
-    updates = updates_of(factors, weights, others if beside else ())
-    found = merged(updates, DecorrelateOptions(ridge=0.3, flatten=0.5, sides=sides))
-    # the factors are float32
-    assert apart(found, written_out(updates, 0.3, 0.5, sides == "both")[None]) < 1e-5
-
-
-@each_weighting
-@pytest.mark.parametrize("beside", [True, False])
-def test_where_no_name_says_more_tsv_is_set_right_on_the_inputs(
-    rng: np.random.Generator, weights: tuple[float, ...], beside: bool
-) -> None:
-    factors, others = three(rng)
-    updates = updates_of(factors, weights, others if beside else ())
+    anew = (U[:, : len(s)] * s) @ Vh[: len(s)]
+    crowd = min((effective - 1) / 4, 1)
     start = dense(low_rank(tsv(updates, TsvOptions())))[0]
-    G = proxies(updates)
-    pairs = zip(updates.factors, weights, G, strict=True)
-    missing = sum((w * dense(f)[0] - start) @ g for f, w, g in pairs)
-    wanted = start + missing @ inverted(sum(G), 0.3)
-    for option in ("auto", "none"):
-        found = merged(updates, DecorrelateOptions(ridge=0.3, sides=option))
-        assert apart(found, wanted[None]) < 1e-5  # the factors are float32
+    missing = sum((w - start) @ g for w, g in zip(W, G, strict=True))
+    start = start + right * crowd * missing @ inverted(sum(G), ridge)
+    share = 1.0 if near == 1 else near * crowd
+    return share * start + (1 - share) * anew
+
+
+@each_weighting
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("role", PARTS)
+def test_thin_factors_give_what_the_formulas_give_in_full(
+    rng: np.random.Generator, weights: tuple[float, ...], beside: bool, role: Any
+) -> None:
+    factors, others = three(rng)
+    updates = updates_of(factors, weights, others if beside else ())
+    wanted = written_out(updates, 0.3, 0.5, role)[None]
+    found = merged(updates, DecorrelateOptions(ridge=0.3, flatten=0.5, role=role))
+    assert apart(found, wanted) < 1e-5  # the factors are float32
+    told = replace(updates, role=role)
+    assert apart(merged(told, DecorrelateOptions(ridge=0.3)), wanted) < 1e-5
+
+
+def test_from_five_updates_on_a_result_has_its_whole_part_of_tsv(rng: np.random.Generator) -> None:
+    updates = updates_of([gaussian(rng, M, N, 2) for _ in range(6)])
+    assert apart(merged(updates), written_out(updates, 0.2, 0.5, "query")[None]) < 1e-5
 
 
 def test_with_an_endless_ridge_it_is_tsv(rng: np.random.Generator) -> None:
     updates = updates_of(three(rng)[0])
-    found = merged(updates, DecorrelateOptions(ridge=1e9, sides="none"))
+    found = merged(updates, DecorrelateOptions(ridge=1e9, role="other"))
     assert apart(found, dense(low_rank(tsv(updates, TsvOptions())))) < 1e-6
 
 
@@ -181,14 +186,15 @@ def test_near_copies_of_opposite_weight_leave_no_more_than_their_difference(
     update = gaussian(rng, M, N, 6)
     other = near(rng, update, 1e-2)
     difference = np.linalg.norm(dense(update) - dense(other))
-    left = merged(updates_of([update, other], (1.0, -1.0)))
+    # where tsv has a part it makes both orthogonal first, and neither is taken from the other
+    left = merged(updates_of([update, other], (1.0, -1.0)), DecorrelateOptions(role="value"))
     assert np.linalg.norm(left) < 1.5 * difference  # what trails the leading terms comes on top
 
 
 def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Generator) -> None:
     a = LowRank(np.eye(4, N, dtype=np.float32)[None], gaussian(rng, M, N, 4).B)
     b = LowRank(np.eye(4, N, 4, dtype=np.float32)[None], gaussian(rng, M, N, 4).B)
-    W = merged(updates_of([a, b]), DecorrelateOptions(ridge=1e-6, flatten=1.0, sides="input"))
+    W = merged(updates_of([a, b]), DecorrelateOptions(ridge=1e-6, flatten=1.0, role="value"))
     total = dense(a) + dense(b)
     # at right angles the regression is the sum but for its length, less what the ridge takes
     assert apart(W / np.linalg.norm(W), total / np.linalg.norm(total)) < 1e-3
@@ -197,18 +203,16 @@ def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Gen
 @pytest.mark.parametrize(
     ("wanted", "names"),
     {
-        "both": (
-            "layers.0.self_attn.q_proj",
+        "query": ("layers.0.self_attn.q_proj",),
+        "output": (
             "layers.0.self_attn.o_proj",
             "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
             "encoder.layer.0.attention.output.dense",
             "encoder.block.0.layer.0.SelfAttention.o",
             "h.0.attn.c_proj",
         ),
-        "input": (
-            "layers.0.self_attn.v_proj",
-            "blocks.0.attn.qkv",
-            "h.0.attn.c_attn",
+        "value": ("layers.0.self_attn.v_proj", "blocks.0.attn.qkv", "h.0.attn.c_attn"),
+        "down": (
             "layers.0.mlp.down_proj",
             "layers.0.feed_forward.w2",
             "encoder.layer.0.output.dense",
@@ -216,7 +220,7 @@ def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Gen
             "h.0.mlp.c_proj",
             "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2",
         ),
-        "none": (
+        "other": (
             "layers.0.mlp.gate_proj",
             "layers.0.feed_forward.w1",
             "encoder.layer.0.intermediate.dense",
@@ -228,7 +232,7 @@ def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Gen
     }.items(),
 )
 def test_what_a_module_does_is_told_by_name(wanted: str, names: tuple[str, ...]) -> None:
-    assert {sides(name) for name in names} == {wanted}
+    assert {role(name) for name in names} == {wanted}
 
 
 def test_siblings_are_told_by_name() -> None:
@@ -248,13 +252,13 @@ def gap_of_values(result: Adapter, adapters: list[Adapter]) -> float:
     read = [[a.read(name.replace("v_", f"{one}_")) for one in "vqk"] for a in adapters]
     batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
     updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
-    wanted = merged(updates, DecorrelateOptions(sides="input"))
+    wanted = merged(updates, DecorrelateOptions(role="value"))
     return apart(dense(result.read(name))[None], wanted)
 
 
 def test_the_engine_hands_over_the_siblings() -> None:
     paths = [FIXTURE / "sh3_rev", FIXTURE / "sort_inter"]
-    result, _ = lm.run("decorrelate", [str(path) for path in paths], rank="full")
+    result, _ = lm.run("decorrelate", [str(path) for path in paths], rank="full", scale="paper")
     adapters = [lm.load(str(path)) for path in paths]
     name = "model.layers.0.self_attn.q_proj"
     read = [[a.read(name.replace("q_", f"{one}_")) for one in "qkv"] for a in adapters]

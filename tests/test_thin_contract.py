@@ -69,11 +69,12 @@ LEAPS = (
             relation,
         ): "what is read, or written, nearly alike is told apart, by up to 2.2e-2"
         for label, relation in (
-            ("", "shared A"),
-            ("sides=input", "shared A"),
-            ("sides=none", "shared A"),
-            ("sides=both", "shared A"),
-            ("sides=both", "shared B"),
+            ("role=query", "shared A"),
+            ("role=query", "shared B"),
+            ("role=value", "shared A"),
+            ("role=output", "shared A"),
+            ("role=output", "shared B"),
+            ("role=down", "shared A"),
         )
     }
 )

@@ -5,12 +5,12 @@ from typing import Annotated, Literal, NamedTuple
 from msgspec import Meta
 from msgspec.structs import replace
 
-from loramerge.adapter import Array, LowRank, Updates
+from loramerge.adapter import Array, LowRank, Role, Updates
+from loramerge.algorithms._corrected import between, corrected, decomposed
 from loramerge.algorithms._inputs import Inputs, answers, diagonal, inputs, inverse, root
-from loramerge.algorithms._orthogonal import orthogonal
 from loramerge.linalg.factors import Grams, by_owner, concat
-from loramerge.linalg.kernels import double, gram, kernels, like, namespace
-from loramerge.linalg.spectrum import Spectrum, basis, decompose
+from loramerge.linalg.kernels import double, gram, like, namespace
+from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.options import Options
 from loramerge.registry import Score, merger
 
@@ -19,6 +19,28 @@ CANCELLED = 1e-10
 # Singular values are lifted like one of this share of the largest where they are smaller: what is
 # near zero is rounding and stays there.
 SMALLEST = 1e-2
+# From so many updates in effect on, a result has its full part of the sum of `tsv`.
+MANY = 5
+
+
+class Part(NamedTuple):
+    """What a result is made of: `near` of it is the sum of `tsv`, `right` of the way set right.
+
+    The rest is made anew by what updates read, and where `both` by what they write too.
+    """
+
+    near: float
+    right: float
+    both: bool = False
+
+
+PARTS: dict[Role, Part] = {
+    "query": Part(near=0.5, right=1, both=True),
+    "value": Part(near=0, right=0),
+    "output": Part(near=0, right=0, both=True),
+    "down": Part(near=0.5, right=0),
+    "other": Part(near=1, right=0.5),
+}
 
 
 class DecorrelateOptions(Options, frozen=True):
@@ -28,13 +50,12 @@ class DecorrelateOptions(Options, frozen=True):
         float,
         Meta(gt=0, description="Ridge of the regression, relative to the mean input energy."),
     ] = 0.2
-    sides: Annotated[
-        Literal["auto", "input", "both", "none"],
+    role: Annotated[
+        Literal["auto", Role],
         Meta(
-            description="By what a result is made anew: what updates read (input), that and what "
-            "they write (both), or nothing: the sum of tsv, set right on what they read (none). "
-            "auto goes by names: both for queries, keys and outputs of attention, input for "
-            "values and the way out of an MLP, none elsewhere."
+            description="What modules do, which decides what a result is made of: queries or keys "
+            "(query), values (value) or the way out (output) of an attention, the way out of an "
+            "MLP (down), or anything else. auto goes by names."
         ),
     ] = "auto"
     flatten: Annotated[
@@ -52,12 +73,14 @@ class Agreement(NamedTuple):
     """How long updates are, and how far they differ: 0 for copies, 1 at right angles.
 
     norms [*b, k], of the weighted updates; the others [*b]. `effective` is how many there are in
-    effect, from 1 to k; `length` is what the result gets.
+    effect, from 1 to k; `crowd` is on the way from 0 for one to 1 for MANY of these; `length` is
+    what the result gets.
     """
 
     norms: Array
     total: Array
     effective: Array
+    crowd: Array
     difference: Array
     length: Array
 
@@ -67,10 +90,10 @@ class Agreement(NamedTuple):
     paper="ours",
     options=DecorrelateOptions,
     example="loramerge decorrelate a b --rank 16",
-    scale="paper",
+    scale="size",
     place="thin",
     cost="one-shot",
-    score=Score(0.684, "decorrelate --rank 16 --scale paper"),
+    score=Score(0.697, "decorrelate --rank 16 --scale size"),
     siblings=True,
 )
 def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
@@ -87,13 +110,18 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     common to what all updates read tell none from another, and count a fifth in G_t: what is left
     is what each has learned.
 
-    W_0 is the sum of `tsv` in gate and up projections and wherever names say nothing: in an MLP
-    tasks read the same values and are told apart by few directions of their own, so what they share
-    must stay as strong as it was, and only these directions are set right. Elsewhere W_0 = 0 and
-    each update keeps its B and gets another A: what several updates listen to is shared out, what
-    one alone listens to stays its own. Queries, keys and output projections of attention get half
-    of that and half of the same of dW_t^T, another B to each A, both of unit length; values and
-    down projections the first alone.
+    W_0 = the sum of `tsv` keeps what tasks share as strong as it was, and only strong inputs of a
+    task are set right. With W_0 = 0 each update keeps its B and gets another A: what several
+    updates listen to is shared out, what one alone listens to stays its own. By what a module does:
+
+    - queries and keys: the mean of both, the second by inputs and outputs
+    - values: the second; outputs of an attention: the second, by inputs and outputs
+    - the way out of an MLP: the mean of the plain sum of `tsv` and the second
+    - gate and up, and where names say nothing: the first, half of the way from the sum of `tsv`
+
+    By inputs and outputs: half of that and half of the same of dW_t^T, another B to each A, both of
+    unit length. These are for five updates in effect and more: for fewer the part of `tsv` in a
+    mean, and the way from it, are less by c = min((T_eff - 1) / 4, 1).
 
     Where W_0 = 0, the leading singular values (as many as an input has ranks on average) are raised
     to the power `flatten`, which keeps the directions of quiet tasks from drowning, and brought to
@@ -113,17 +141,16 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
 
     What to expect. Made for many adapters of different tasks and an output of one adapter's rank:
     eight into rank 16 score .67 on average over four kinds of training (`tsv` .57). On 20 sets of
-    eight tasks that nothing was chosen on it is ahead of `tsv` by .06 on average, on every kind of
-    training, and behind by more than .02 on three sets of one group of tasks, by .05 at most (.09
-    when these were trained again). Of four adapters it is ahead by .05, of two by .03. The best
-    length depends on the base, which is not at hand: where a result can be measured, try --scale
-    0.85 and 1.1 too. docs/decorrelate.md has the tables, and what did not work. What modules do and
-    which read one input is told by their names.
+    eight tasks that nothing was chosen on it is ahead of `tsv` by .05 on average, from -.01 to
+    +.11, and on every kind of training; of four adapters it is ahead by nothing on average, from
+    -.20 to +.12, of two by .01. The best length depends on the base, which is not at hand: where a
+    result can be measured, try --scale 0.85 and 1.1 too. docs/decorrelate.md has the tables, and
+    what did not work. What modules do and which read one input is told by their names.
     """
-    sides = updates.sides if options.sides == "auto" else options.sides
-    if sides == "none":
-        return _corrected(updates, options.ridge)
+    role = updates.role if options.role == "auto" else options.role
+    near, right, both = PARTS[role]
     read = inputs(updates)
+    solved, condition = inverse(read.gram(), read.rows.shape[-1], options.ridge)
     B = concat(updates.factors, [1.0] * len(updates.factors)).B
     products = gram(double(B))
     weights = _weights(updates, products)
@@ -131,10 +158,12 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     S = weights * _eye(read)
     summed = products * _between(S, read)
     agreement = _agreement(by_owner(summed, [factor.rank for factor in updates.factors]))
-    solved, condition = inverse(read.gram(), read.rows.shape[-1], options.ridge)
+    if near == 1:
+        result = corrected(updates, read, solved, right * agreement.crowd)
+        return decomposed(result, condition)
     X = weights * answers(read, solved)
     X = X * _unit(products * _between(X, read))
-    if sides == "both":
+    if both:
         mix, other = _by_outputs(updates, read.products, products, options.ridge)
         turned = mix @ S
         X = X + turned * _unit(products * _between(turned, read))
@@ -144,7 +173,11 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     found = decompose(
         LowRank(A=like(X @ read.rows, B), B=B), Grams(B=products, A=_between(X, read))
     )
-    return replace(_lengthened(found, updates, agreement, options.flatten), condition=condition)
+    found = _lengthened(found, updates, agreement, options.flatten)
+    if not near:
+        return replace(found, condition=condition)
+    start = corrected(updates, read, solved, right * agreement.crowd)
+    return decomposed(between(start, found, 1 - near * agreement.crowd), condition)
 
 
 def _eye(read: Inputs) -> Array:
@@ -181,7 +214,8 @@ def _agreement(P: Array) -> Agreement:
     several = xp.clip(count, min=2.0)
     difference = xp.where(count > 1, (1 - 1 / effective) / (1 - 1 / several), xp.zeros_like(count))
     length = xp.minimum(total, own / count * effective**0.5)
-    return Agreement(norms, total, effective, difference, length)
+    crowd = xp.clip((effective - 1) / (MANY - 1), max=1.0)
+    return Agreement(norms, total, effective, crowd, difference, length)
 
 
 def _count(norms: Array) -> Array:
@@ -189,31 +223,6 @@ def _count(norms: Array) -> Array:
     xp = namespace(norms)
     count: Array = xp.clip(xp.sum(like(norms > 0, norms), axis=-1), min=1.0)
     return count
-
-
-def _corrected(updates: Updates, ridge: float) -> Spectrum:
-    """W_0 + sum_t (w_t dW_t - W_0) G_t (H + l I)^-1, W_0 = Q M P^T the sum of `tsv`.
-
-    That is sum_t w_t dW_t G_t (H + l I)^-1 + W_0 (I - F^T (F F^T + l I)^-1 F). All of it is in the
-    span of Q.
-    """
-    space, start, condition = orthogonal(updates)
-    read = inputs(updates)
-    solved, other = inverse(read.gram(), read.rows.shape[-1], ridge)
-    into, columns = start @ space.right.mix.mT, space.right.columns
-    seen = into @ (read.rows @ double(columns)).mT @ read.mix.mT @ solved @ read.mix
-    change = space.left.coefficients @ answers(read, solved) - seen
-    rows = like(into, columns) @ columns.mT + like(change @ read.rows, columns)
-    right = basis(rows.mT)
-    U, s, Vh = kernels(rows).svd(right.coefficients.mT)
-    return Spectrum(
-        left=space.left.columns,
-        u=space.left.mix @ U,
-        s=s,
-        vh=Vh @ right.mix.mT,
-        right=right.columns.mT,
-        condition=namespace(rows).maximum(condition, other),
-    )
 
 
 def _by_outputs(updates: Updates, into: Array, out: Array, ridge: float) -> tuple[Array, Array]:
