@@ -13,6 +13,7 @@ from loramerge.compute import Compute, out_of_memory
 from loramerge.errors import IncompatibleError
 from loramerge.linalg.calibrations import calibrated, prepared
 from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
+from loramerge.linalg.kernels import double, kernels, namespace
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
@@ -247,11 +248,18 @@ def _totals(
 def _lengths(target: Target, result: LowRank | Spectrum) -> tuple[Array, Array, Array]:
     """||target||^2, ||result||^2 and <result, target>, of the result before it is cut. All [b]"""
     if isinstance(result, Spectrum):
-        if result.whole is not None:
-            return norm(target.update) ** 2, *result.whole
-        result = result.truncated(result.s.shape[-1])
+        return norm(target.update, target.known) ** 2, *(result.whole or _whole(target, result))
     near = compare(target.update, result, target.known)
     return near.target, near.result, near.inner
+
+
+def _whole(target: Target, result: Spectrum) -> tuple[Array, Array]:
+    """||result||^2 and <result, target>, with nothing multiplied out. Both [b]"""
+    A, B = target.update.A, target.update.B
+    product, xp = kernels(A).inner, namespace(A)
+    left = result.u.mT @ double(product(result.left, B))
+    right = result.vh @ double(product(result.right.mT, A.mT))
+    return xp.sum(result.s**2, axis=-1), xp.sum(result.s * xp.sum(left * right, axis=-1), axis=-1)
 
 
 def _square(update: LowRank, weight: float) -> Array:

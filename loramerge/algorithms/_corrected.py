@@ -1,57 +1,93 @@
-"""The sum of `tsv`, set right on what every task reads, and what lies between it and another."""
+"""The sum of `tsv`, set right on what every task reads, as a small mix of rows that are there."""
 
 from typing import NamedTuple
 
 from loramerge.adapter import Array, Updates
 from loramerge.algorithms._inputs import Inputs, answers
 from loramerge.algorithms._orthogonal import orthogonal
-from loramerge.linalg.kernels import double, kernels, like, namespace
-from loramerge.linalg.spectrum import Basis, Spectrum, basis
+from loramerge.linalg.kernels import double, gram, like, namespace
+from loramerge.linalg.spectrum import Basis, Spectrum
 
-__all__ = ["Rows", "between", "corrected", "decomposed"]
+__all__ = ["Mixed", "between", "corrected", "decomposed", "singular"]
+
+# Singular values below this share of the largest are rounding of their squares.
+ROUNDING = 1e-7
 
 
-class Rows(NamedTuple):
-    """Q rows, Q the orthonormal columns of `left`: rows [*b, p, n], condition [*b]."""
+class Mixed(NamedTuple):
+    """Q Z rows, Q the orthonormal columns of `left`: Z [*b, p, k], rows [*b, k, n].
+
+    `products` are those of the rows. Nothing but the rows is as wide as a module.
+    """
 
     left: Basis
+    Z: Array
     rows: Array
-    condition: Array
+    products: Array
 
 
-def corrected(updates: Updates, read: Inputs, solved: Array, share: Array) -> Rows:
-    """W_0 + share sum_t (w_t dW_t - W_0) G_t (H + l I)^-1, W_0 = Q M P^T the sum of `tsv`.
+def corrected(updates: Updates, read: Inputs, solved: Array, share: Array) -> tuple[Mixed, Array]:
+    """W_0 + share sum_t (w_t dW_t - W_0) G_t (H + l I)^-1, and the condition of W_0. [*b]
 
-    The sum is sum_t w_t dW_t G_t (H + l I)^-1 - W_0 F^T (F F^T + l I)^-1 F, all of it in the span
-    of Q; `solved` is that inverse, and share [*b].
+    W_0 = Q M P^T is the sum of `tsv`. What is added is share times
+    sum_t w_t dW_t G_t (H + l I)^-1 - W_0 F^T (F F^T + l I)^-1 F, all of it in the span of Q;
+    `solved` is that inverse, and share [*b].
     """
-    space, start, condition = orthogonal(updates)
-    into, columns = start @ space.right.mix.mT, space.right.columns
-    seen = into @ (read.rows @ double(columns)).mT @ read.mix.mT @ solved @ read.mix
+    space, M, condition = orthogonal(updates)
+    rows, products, axes = _placed(read, space.right)
+    start, k = M @ axes, read.products.shape[-1]
+    seen = start @ products[..., :k] @ read.mix.mT @ solved @ read.mix
     change = share[..., None, None] * (space.left.coefficients @ answers(read, solved) - seen)
-    rows = like(into, columns) @ columns.mT + like(change @ read.rows, columns)
-    return Rows(space.left, rows, condition)
+    return Mixed(space.left, start + _padded(change, rows.shape[-2]), rows, products), condition
 
 
-def between(near: Rows, far: Spectrum, share: Array) -> Rows:
-    """So much [*b] of the second, which is in the span of Q, and the rest of the first."""
-    left, rows, condition = near
-    turned = left.mix.mT @ (double(left.columns).mT @ double(far.left)) @ far.u
-    other = like((turned * far.s[..., None, :]) @ far.vh, rows) @ like(far.right, rows)
-    share = like(share, rows)[..., None, None]
-    return Rows(left, (1 - share) * rows + share * other, condition)
+def _placed(read: Inputs, right: Basis) -> tuple[Array, Array, Array]:
+    """Rows, their products, and P^T over them [*b, q, k]; `right` is P.
+
+    The rows are those read, and where these are nearly dependent P^T stands beside them.
+    """
+    if right.own:
+        return read.rows, read.products, _padded(right.mix.mT, read.products.shape[-1])
+    xp = namespace(read.rows)
+    rows = xp.concat([read.rows, like(right.columns.mT, read.rows)], axis=-2)
+    products = gram(double(rows).mT)
+    axes = xp.broadcast_to(right.mix.mT, (*products.shape[:-2], *right.mix.mT.shape))
+    return rows, products, _padded(axes, int(products.shape[-1]), before=True)
 
 
-def decomposed(found: Rows, condition: Array) -> Spectrum:
-    """The thin SVD of Q rows; its condition is the larger of both."""
-    left, rows, other = found
-    right = basis(rows.mT)
-    U, s, Vh = kernels(rows).svd(right.coefficients.mT)
-    return Spectrum(
-        left=left.columns,
-        u=left.mix @ U,
-        s=s,
-        vh=Vh @ right.mix.mT,
-        right=right.columns.mT,
-        condition=namespace(rows).maximum(condition, other),
-    )
+def _padded(Z: Array, size: int, before: bool = False) -> Array:
+    """Z with columns of zeros after its own, or before."""
+    xp, missing = namespace(Z), size - int(Z.shape[-1])
+    zeros = xp.zeros((*Z.shape[:-1], missing), dtype=Z.dtype, device=Z.device)
+    found: Array = xp.concat([zeros, Z] if before else [Z, zeros], axis=-1)
+    return found
+
+
+def between(near: Mixed, far: Mixed, share: Array) -> Mixed:
+    """So much [*b] of the first and the rest of the second, which is in the span of Q.
+
+    The rows of the second are the first of those of the first.
+    """
+    left, Z, rows, products = near
+    turned = left.mix.mT @ (double(left.columns).mT @ double(far.left.columns)) @ far.left.mix
+    share = share[..., None, None]
+    mixed = share * Z + (1 - share) * _padded(turned @ far.Z, int(Z.shape[-1]))
+    return Mixed(left, mixed, rows, products)
+
+
+def singular(mixed: Mixed) -> tuple[Array, Array]:
+    """The left singular vectors of Z rows [*b, p, p], and its singular values. [*b, p]"""
+    xp = namespace(mixed.Z)
+    squares, E = xp.linalg.eigh(mixed.Z @ mixed.products @ mixed.Z.mT)
+    s, u = xp.flip(xp.clip(squares, min=0.0) ** 0.5, axis=-1), xp.flip(E, axis=-1)
+    return u, xp.where(s > ROUNDING * s[..., :1], s, xp.zeros_like(s))
+
+
+def decomposed(mixed: Mixed, condition: Array) -> Spectrum:
+    """The thin SVD."""
+    u, s = singular(mixed)
+    xp = namespace(s)
+    short = xp.where(s > 0, 1 / xp.where(s > 0, s, xp.ones_like(s)), xp.zeros_like(s))
+    vh = short[..., :, None] * (u.mT @ mixed.Z)
+    left = mixed.left
+    return Spectrum(left.columns, left.mix @ u, s, vh, mixed.rows, condition=condition)

@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
     rows [*b, k, n] are all A, first those of the updates themselves, then those of each sibling;
     products [*b, k, k] their inner products, mix [*b, k, k] small, and owners [k, T] tells which
     update a row is of, in `rows` as in F; the first `own` are those of the updates themselves.
-    Nothing but `rows` is as wide as a module.
+    Nothing but `rows`, in the dtype of the updates, is as wide as a module.
     """
 
     rows: Array
@@ -49,8 +49,8 @@ def inputs(updates: Updates) -> Inputs:
     beside = zip(*updates.siblings, strict=True) if updates.siblings else ()
     groups = [updates.factors, *beside]
     xp = namespace(updates.factors[0].A)
-    rows = double(xp.concat([one.A for group in groups for one in group], axis=-2))
-    products, start, mix = gram(rows.mT), 0, []
+    rows = xp.concat([one.A for group in groups for one in group], axis=-2)
+    products, start, mix = gram(double(rows).mT), 0, []
     for group in groups:
         spans = []
         for one in group:

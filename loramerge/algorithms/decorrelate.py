@@ -3,14 +3,13 @@
 from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
-from msgspec.structs import replace
 
-from loramerge.adapter import Array, LowRank, Role, Updates
-from loramerge.algorithms._corrected import between, corrected, decomposed
+from loramerge.adapter import Array, Role, Updates
+from loramerge.algorithms._corrected import Mixed, between, corrected, decomposed, singular
 from loramerge.algorithms._inputs import Inputs, answers, diagonal, inputs, inverse, root
-from loramerge.linalg.factors import Grams, by_owner, concat
+from loramerge.linalg.factors import by_owner, concat
 from loramerge.linalg.kernels import double, gram, like, namespace
-from loramerge.linalg.spectrum import Spectrum, decompose
+from loramerge.linalg.spectrum import Spectrum, basis
 from loramerge.options import Options
 from loramerge.registry import Score, merger
 
@@ -159,8 +158,8 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     summed = products * _between(S, read)
     agreement = _agreement(by_owner(summed, [factor.rank for factor in updates.factors]))
     if near == 1:
-        result = corrected(updates, read, solved, right * agreement.crowd)
-        return decomposed(result, condition)
+        found, other = corrected(updates, read, solved, right * agreement.crowd)
+        return decomposed(found, namespace(B).maximum(condition, other))
     X = weights * answers(read, solved)
     X = X * _unit(products * _between(X, read))
     if both:
@@ -170,14 +169,14 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
         condition = namespace(B).maximum(condition, other)
     X = X * _unit(products * _between(X, read)) * agreement.difference[..., None, None]
     X = X + S * _unit(summed) * (1 - agreement.difference)[..., None, None]
-    found = decompose(
-        LowRank(A=like(X @ read.rows, B), B=B), Grams(B=products, A=_between(X, read))
-    )
+    left = basis(B, products)
+    found = Mixed(left, left.coefficients @ X, read.rows, read.products)
     found = _lengthened(found, updates, agreement, options.flatten)
-    if not near:
-        return replace(found, condition=condition)
-    start = corrected(updates, read, solved, right * agreement.crowd)
-    return decomposed(between(start, found, 1 - near * agreement.crowd), condition)
+    if near:
+        start, other = corrected(updates, read, solved, right * agreement.crowd)
+        found = between(start, found, near * agreement.crowd)
+        condition = namespace(B).maximum(condition, other)
+    return decomposed(found, condition)
 
 
 def _eye(read: Inputs) -> Array:
@@ -252,15 +251,14 @@ def _unit(terms: Array) -> Array:
     return found
 
 
-def _lengthened(
-    found: Spectrum, updates: Updates, agreement: Agreement, flatten: float
-) -> Spectrum:
+def _lengthened(found: Mixed, updates: Updates, agreement: Agreement, flatten: float) -> Mixed:
     """Raise the leading singular values to a power, and bring these to length.
 
     Leading are as many as an input has ranks on average: the rest keeps its ratio to the last of
     them, so that a cut to a lower rank takes the same terms as before.
     """
-    xp, s = namespace(found.s), found.s
+    u, s = singular(found)
+    xp = namespace(s)
     here = like(agreement.norms > 0, agreement.norms)
     stored = [float(f.rank) for f in updates.factors]
     ranks = xp.asarray(stored, dtype=s.dtype, device=s.device)
@@ -270,7 +268,7 @@ def _lengthened(
     ratio = xp.clip(s / top, min=SMALLEST)
     last = xp.min(xp.where(leading > 0, ratio, xp.ones_like(ratio)), axis=-1)[..., None]
     power = (flatten - 1) * (1 - 1 / agreement.effective)
-    s = s * xp.where(leading > 0, ratio, last) ** power[..., None]
-    length = xp.sum((s * leading) ** 2, axis=-1) ** 0.5
+    lift = xp.where(leading > 0, ratio, last) ** power[..., None]
+    length = xp.sum((s * lift * leading) ** 2, axis=-1) ** 0.5
     unit = agreement.length / xp.where(length > 0, length, xp.ones_like(length))
-    return Spectrum(found.left, found.u, s * unit[..., None], found.vh, found.right)
+    return found._replace(Z=(u * (lift * unit[..., None])[..., None, :]) @ (u.mT @ found.Z))

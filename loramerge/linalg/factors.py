@@ -126,13 +126,13 @@ def revived(update: LowRank, key: int) -> LowRank:
     return LowRank(xp.where(dead[:, None], fresh, update.A), update.B)
 
 
-def norm(update: LowRank) -> Array:
-    """||B @ A||_F, in float64. [*b]
+def norm(update: LowRank, known: Grams | None = None) -> Array:
+    """||B @ A||_F, in float64, from its Gram matrices where they are known. [*b]
 
     As `compare` does it: an update whose own terms cancel, such as [B, -B0] with B near B0, has a
     norm far below the rounding of a float32 Gram matrix.
     """
-    root: Array = compare(update, _nothing(update)).target ** 0.5
+    root: Array = compare(update, _nothing(update), known).target ** 0.5
     return root
 
 

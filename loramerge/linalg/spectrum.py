@@ -96,11 +96,15 @@ class Reduction(Protocol):
 
 
 class Basis(Struct, frozen=True):
-    """X [*b, d, K] = Q C, with Q = columns @ mix orthonormal and C = coefficients in float64."""
+    """X [*b, d, K] = Q C, with Q = columns @ mix orthonormal and C = coefficients in float64.
+
+    `own` says that columns are X itself, and otherwise they are Q.
+    """
 
     columns: Array
     mix: Array
     coefficients: Array
+    own: bool = False
 
 
 def _norms(X: Array) -> Array:
@@ -141,7 +145,7 @@ def _by_cholesky(X: Array, G: Array) -> tuple[Basis, Array]:
     sure = ok & xp.all(clear, axis=-1)
     safe = xp.where(sure[..., None, None], L, _eye(L, L.shape[-1]))
     mix = xp.linalg.inv(safe).mT / norms[..., :, None]
-    return Basis(X, mix, L.mT * norms[..., None, :]), sure
+    return Basis(X, mix, L.mT * norms[..., None, :], own=True), sure
 
 
 def _with_care(X: Array) -> tuple[Array, Array]:
