@@ -10,13 +10,14 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Updates
 from loramerge.align import Aligned
+from loramerge.batches import batches
 from loramerge.compute import Compute
 from loramerge.events import Listener, Started
 from loramerge.linalg.calibrations import prepared
 from loramerge.plan import Plan
 from loramerge.reading import read_updates, seen_by
 from loramerge.registry import Census
-from loramerge.solve import batches, halving
+from loramerge.solve import halving
 from loramerge.workers import each
 
 __all__ = ["take"]

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from loramerge._spool import Spool
 from loramerge.align import Aligned
+from loramerge.batches import batches, parts
 from loramerge.census import take
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.engine import Computed, keep
@@ -20,7 +21,7 @@ from loramerge.options import read_value
 from loramerge.plan import Plan
 from loramerge.reading import read_updates, seen_by
 from loramerge.recipe import Named, Recipe, find, flags, make_recipe, options_of
-from loramerge.solve import batches, halving, merged
+from loramerge.solve import halving, merged
 from loramerge.trials import Trial, Tried, measured, trial
 
 __all__ = ["Compared", "Entry", "compare_methods", "entries", "recipes"]
@@ -156,7 +157,23 @@ def _batch(
     batch: Sequence[Aligned],
 ) -> list[tuple[list[tuple[Tried, ...]], list[float]]]:
     """Every module of a batch under every plan, and the seconds of each plan."""
-    updates = read_updates(first, compute, batch)
+    shared = dict[Any, Any]()
+    return [
+        _part(first, plans, known, spools, compute, part, shared) for part in parts(first, batch)
+    ]
+
+
+def _part(
+    first: Plan,
+    plans: Sequence[Plan],
+    known: Sequence[Any],
+    spools: Sequence[Spool],
+    compute: Compute,
+    batch: Sequence[Aligned],
+    shared: dict[Any, Any],
+) -> tuple[list[tuple[Tried, ...]], list[float]]:
+    """The same for modules that are computed together."""
+    updates = read_updates(first, compute, batch, shared)
     found, seconds = [], []
     for place, (plan, counted) in enumerate(zip(plans, known, strict=True)):
         began = time.perf_counter()
@@ -169,4 +186,4 @@ def _batch(
         found.append(
             [measured(plan, module, one, {}) for module, one in zip(batch, solved, strict=True)]
         )
-    return [(list(zip(*found, strict=True)), seconds)]
+    return list(zip(*found, strict=True)), seconds

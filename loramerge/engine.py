@@ -21,6 +21,7 @@ from loramerge._spool import Spool
 from loramerge._version import __version__
 from loramerge.adapter import LowRank, TensorSource
 from loramerge.align import Aligned
+from loramerge.batches import batches
 from loramerge.census import take
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import GateError, IncompatibleError
@@ -29,7 +30,7 @@ from loramerge.linalg.factors import Grams
 from loramerge.output import Output
 from loramerge.plan import Plan
 from loramerge.report import ModuleReport, Report
-from loramerge.solve import Seen, Solved, batches, read_target, solve
+from loramerge.solve import Seen, Solved, read_target, solve
 from loramerge.survey import Survey, decide
 from loramerge.workers import each
 

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -11,24 +12,49 @@ from loramerge.align import Aligned
 from loramerge.compute import Compute, finite, flaw
 from loramerge.errors import IncompatibleError
 from loramerge.plan import Plan
-from loramerge.siblings import role, siblings
+from loramerge.siblings import readers, role
 
-__all__ = ["key_of", "read_finite", "read_updates", "readers_beside", "role_of", "seen_by"]
+__all__ = [
+    "key_of",
+    "place_of",
+    "read_finite",
+    "read_updates",
+    "readers_beside",
+    "role_of",
+    "seen_by",
+]
 
 
-def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Updates:
-    """The updates of a batch, with what is known of each and what the method asks for beside."""
+def read_updates(
+    plan: Plan, compute: Compute, batch: Sequence[Aligned], shared: dict[Any, Any] | None = None
+) -> Updates:
+    """The updates of a batch, with what is known of each and what the method asks for beside.
+
+    What was read for modules beside it is in `shared`.
+    """
+    shared = {} if shared is None else shared
+
+    def load(position: int, row: Sequence[Module | None]) -> LowRank:
+        key = (position, *(one and one.name for one in row))
+        if key not in shared:
+            names = [one.name for one in row if one is not None]
+            if len(names) == len(row):
+                shared[key] = _loaded(plan, compute, position, names)
+            else:
+                shared[key] = LowRank(factors[-1].A[..., :0, :], factors[-1].B[..., :0])
+        found: LowRank = shared[key]
+        return found
+
     settings = plan.recipe.settings
     factors, weights, scalings, keys, gates, beside = [], [], [], [], [], []
     for position, member in enumerate(batch[0].members):
         if member is None:
             continue
-        factors.append(_loaded(plan, compute, position, [module.name for module in batch]))
+        modules = plan.adapters[position].modules
+        factors.append(load(position, [modules[module.name] for module in batch]))
         if plan.recipe.method.siblings:
             rows = zip(*(readers_beside(plan, module, position) for module in batch), strict=True)
-            beside.append(
-                tuple(_loaded(plan, compute, position, [one.name for one in row]) for row in rows)
-            )
+            beside.append(tuple(load(position, row) for row in rows))
         weights.append(batch[0].weights[position])
         scalings.append(member.scaling)
         gates.append(_gates(plan, position, batch, compute) if member.gates else None)
@@ -45,6 +71,8 @@ def read_updates(plan: Plan, compute: Compute, batch: Sequence[Aligned]) -> Upda
         names=tuple(module.name for module in batch),
         siblings=tuple(beside),
         role=role_of(plan, batch[0]),
+        place=place_of(plan, batch[0]),
+        shared=shared,
     )
 
 
@@ -64,13 +92,27 @@ def _loaded(plan: Plan, compute: Compute, position: int, names: Sequence[str]) -
     return LowRank(compute.load([u.A for u in read]), compute.load([u.B for u in read]))
 
 
-def readers_beside(plan: Plan, module: Aligned, position: int) -> list[Module]:
-    """The adapter's other modules that read the same input, where the method looks at them."""
+def readers_beside(plan: Plan, module: Aligned, position: int) -> list[Module | None]:
+    """An adapter's other modules that read the same input, where the method looks at them.
+
+    None for one that another adapter has, and for one that takes inputs of another form.
+    """
     if not plan.recipe.method.siblings or module.members[position] is None:
         return []
     modules = plan.adapters[position].modules
-    found = [modules[name] for name in siblings(module.name, modules)]
-    return [one for one in found if one.kind == "linear" and one.shape[1] == module.model.shape[1]]
+    found = [modules.get(name) for name in _family(plan, module) if name != module.name]
+    width = module.model.shape[1]
+    return [one if one and (one.kind, one.shape[1]) == ("linear", width) else None for one in found]
+
+
+def place_of(plan: Plan, module: Aligned) -> int:
+    """How many of the modules that read the same input come before it."""
+    return _family(plan, module).index(module.name)
+
+
+def _family(plan: Plan, module: Aligned) -> tuple[str, ...]:
+    """The modules of any adapter that read what this one reads."""
+    return readers(module.name, lambda name: any(name in one.modules for one in plan.adapters))
 
 
 def role_of(plan: Plan, module: Aligned) -> Role:

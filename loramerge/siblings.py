@@ -1,11 +1,11 @@
 """What a module does in its model, and which others read the same input, told by their names."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable
 
 from loramerge.adapter import Role
 
-__all__ = ["role", "siblings"]
+__all__ = ["readers", "role"]
 
 # Projections of one input, as model code names them: queries, keys and values of an attention.
 ATTENTION = (
@@ -52,14 +52,14 @@ def role(name: str) -> Role:
     return "down" if DOWN.fullmatch(name) else "other"
 
 
-def siblings(name: str, names: Collection[str]) -> tuple[str, ...]:
-    """The other modules among `names` that read what `name` reads, in the order of the groups.
+def readers(name: str, there: Callable[[str], bool]) -> tuple[str, ...]:
+    """The modules that are there and read what `name` reads, itself too, in a fixed order.
 
-    They stand under one parent. A name that is in no group has none.
+    They stand under one parent. A name that is in no group is alone.
     """
     parent, _, own = name.rpartition(".")
     crossed = any(word in parent.lower() for word in CROSS)
     groups = (*GATES, *(group[1:] if crossed else group for group in ATTENTION))
     dot = f"{parent}." if parent else ""
-    found = [dot + other for group in groups if own in group for other in group if other != own]
-    return tuple(other for other in found if other in names)
+    group = next((group for group in groups if own in group), (own,))
+    return tuple(dot + one for one in group if one == own or there(dot + one))

@@ -1,6 +1,6 @@
 """One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -9,21 +9,21 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Array, LowRank, Updates
 from loramerge.align import Aligned
+from loramerge.batches import parts
 from loramerge.compute import Compute, out_of_memory
 from loramerge.errors import IncompatibleError
 from loramerge.linalg.calibrations import calibrated, prepared
 from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
-from loramerge.linalg.kernels import double, kernels, namespace
+from loramerge.linalg.kernels import double, kernels, like, namespace
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
 from loramerge.plan import Plan
-from loramerge.reading import read_updates, readers_beside, role_of
+from loramerge.reading import read_updates
 
 __all__ = [
     "Seen",
     "Solved",
     "Target",
-    "batches",
     "finished",
     "halving",
     "merged",
@@ -67,34 +67,6 @@ class Solved(Struct, frozen=True):
     seen: Seen
 
 
-def batches(plans: Sequence[Plan], compute: Compute) -> Iterator[tuple[Aligned, ...]]:
-    """Modules in groups that can be computed together: same shape, ranks, scalings, weights.
-
-    The plans are of the same modules. Where the first one's method looks at siblings, they have the
-    same ranks too, and all modules do the same.
-    """
-    plan = plans[0]
-    groups: dict[object, list[Aligned]] = {}
-    for module in plan.alignment.modules:
-        members = tuple(m and (m.rank, m.scaling) for m in module.members)
-        beside = tuple(
-            tuple(s.rank for s in readers_beside(plan, module, place))
-            for place in range(len(members))
-        )
-        key = (module.model.shape, members, module.weights, beside, role_of(plan, module))
-        groups.setdefault(key, []).append(module)
-    for group in groups.values():
-        size = compute.batch(max(_entries(plan, group[0]) for plan in plans))
-        for start in range(0, len(group), size):
-            yield tuple(group[start : start + size])
-
-
-def _entries(plan: Plan, module: Aligned) -> int:
-    """How many numbers a module is while it is computed."""
-    m, n = module.model.shape
-    return m * n if plan.dense else (m + n) * sum(module.ranks)
-
-
 def solve(
     plan: Plan, compute: Compute, batch: Sequence[Aligned], known: Any = None
 ) -> list[Solved]:
@@ -121,8 +93,11 @@ def halving(
 
 
 def _solve(plan: Plan, compute: Compute, known: Any, batch: Sequence[Aligned]) -> list[Solved]:
-    updates = replace(read_updates(plan, compute, batch), known=known)
-    return merged(plan, compute, batch, updates)
+    found, shared = [], dict[Any, Any]()
+    for part in parts(plan, batch):
+        updates = replace(read_updates(plan, compute, part, shared), known=known)
+        found += merged(plan, compute, part, updates)
+    return found
 
 
 def merged(
@@ -258,7 +233,7 @@ def _whole(target: Target, result: Spectrum) -> tuple[Array, Array]:
     A, B = target.update.A, target.update.B
     product, xp = kernels(A).inner, namespace(A)
     left = result.u.mT @ double(product(result.left, B))
-    right = result.vh @ double(product(result.right.mT, A.mT))
+    right = result.vh @ double(product(like(result.right, A).mT, A.mT))
     return xp.sum(result.s**2, axis=-1), xp.sum(result.s * xp.sum(left * right, axis=-1), axis=-1)
 
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from loramerge.adapter import Adapter, Array
 from loramerge.align import Aligned
+from loramerge.batches import batches
 from loramerge.compute import Compute, resolve, single_threaded_blas
 from loramerge.errors import UsageError, listed
 from loramerge.events import Advanced, Listener, Started, silent
@@ -25,15 +26,7 @@ from loramerge.recipe import Named, Recipe, find, flags, make_recipe
 from loramerge.registry import methods
 from loramerge.report import ModuleReport, whole_energy, whole_error
 from loramerge.settings import BOUNDS, REFINEMENTS
-from loramerge.solve import (
-    Seen,
-    Solved,
-    batches,
-    finished,
-    halving,
-    read_target,
-    weighted_sum,
-)
+from loramerge.solve import Seen, Solved, finished, halving, read_target, weighted_sum
 from loramerge.survey import decide
 
 __all__ = ["Trial", "Tried", "measured", "sweep", "sweep_recipes", "trial"]

@@ -1,24 +1,20 @@
-"""Decorrelate: its formulas written out dense in float64, its laws, and whose input is whose."""
+"""Decorrelate: its formulas written out dense in float64, and its laws."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
-import loramerge as lm
-from loramerge.adapter import Adapter, LowRank, Updates
+from loramerge.adapter import LowRank, Role, Updates
 from loramerge.algorithms._inputs import inputs
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
 from loramerge.algorithms.tsv import TsvOptions, tsv
-from loramerge.siblings import role, siblings
 from tests.entries import apart, low_rank
 from tests.updates import dense, gaussian, near
 
 M, N = 60, 50
 RANKS = (6, 4, 8)
-FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "testbed" / "adapters"
 each_weighting = pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, -1.3, 0.4)])
 
 
@@ -48,19 +44,18 @@ def three(rng: np.random.Generator) -> tuple[list[LowRank], tuple[tuple[LowRank,
 
 def proxies(updates: Updates) -> list[np.ndarray]:
     """G_t of the docstring, with n x n projections and their eigenvectors."""
-    T = len(updates.factors)
-    total = [np.zeros((N, N)) for _ in range(T)]
+    total = [np.zeros((N, N)) for _ in updates.factors]
     rows = list(zip(updates.factors, *zip(*updates.siblings, strict=True), strict=True))
     for member in zip(*(rows or zip(updates.factors, strict=True)), strict=True):
-        D = [dense(one)[0] for one in member]
+        D = {t: dense(one)[0] for t, one in enumerate(member) if one.rank}
         spans = [
             d.T @ d @ np.linalg.inv(d.T @ d + 9e-4 * np.linalg.norm(d, 2) ** 2 * np.eye(N))
-            for d in D
+            for d in D.values()
         ]
-        values, P = np.linalg.eigh(sum(spans) / T)
-        way = (values - 1 / T) / (1 - 1 / T)
-        Q = np.eye(N) - 0.8 * (P * np.clip(3 * way - 1, 0, 1)) @ P.T
-        for t, d in enumerate(D):
+        values, P = np.linalg.eigh(sum(spans) / len(D))
+        way = (values - 1 / len(D)) / max(1 - 1 / len(D), 1e-9)
+        Q = np.eye(N) - 0.8 * (P * np.clip(3 * way - 1, 0, 1)) @ P.T if len(D) > 1 else np.eye(N)
+        for t, d in D.items():
             total[t] += Q @ d.T @ d @ Q / np.sum((d @ Q) ** 2)
     return [one / np.trace(one) for one in total]
 
@@ -121,7 +116,7 @@ def written_out(updates: Updates, ridge: float, flatten: float, role: str) -> np
 @pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize("role", PARTS)
 def test_thin_factors_give_what_the_formulas_give_in_full(
-    rng: np.random.Generator, weights: tuple[float, ...], beside: bool, role: Any
+    rng: np.random.Generator, weights: tuple[float, ...], beside: bool, role: Role
 ) -> None:
     factors, others = three(rng)
     updates = updates_of(factors, weights, others if beside else ())
@@ -137,6 +132,34 @@ def test_from_five_updates_on_a_result_has_its_whole_part_of_tsv(rng: np.random.
     assert apart(merged(updates), written_out(updates, 0.2, 0.5, "query")[None]) < 1e-5
 
 
+@pytest.mark.parametrize("role", PARTS)
+def test_modules_of_one_batch_do_not_touch_each_other(rng: np.random.Generator, role: Role) -> None:
+    apart_, alike = three(rng)[0], [gaussian(rng, M, N, rank) for rank in RANKS]
+    alike[1] = LowRank(alike[0].A[:, :4], alike[1].B)  # rows that are there twice
+    options = DecorrelateOptions(role=role)
+    both = [
+        LowRank(np.concatenate([x.A, y.A]), np.concatenate([x.B, y.B]))
+        for x, y in zip(apart_, alike, strict=True)
+    ]
+    found = merged(updates_of(both), options)
+    for place, factors in enumerate((apart_, alike)):
+        alone = merged(updates_of(factors), options)
+        assert apart(found[[place]], alone) < 1e-5  # float32 factors
+
+
+def test_what_was_read_for_one_module_serves_those_beside_it(rng: np.random.Generator) -> None:
+    factors, others = three(rng)
+    families = [factors, *([row[place] for row in others] for place in range(2))]
+    shared: dict[Any, Any] = {}
+    for place, own in enumerate(families):
+        rest = families[:place] + families[place + 1 :]
+        beside = tuple(zip(*rest, strict=True))
+        alone = merged(updates_of(own, siblings=beside))
+        told = replace(updates_of(own, siblings=beside), place=place, shared=shared)
+        assert apart(merged(told), alone) < 1e-5  # float32 factors
+    assert len(shared) == 1  # as all three read the same
+
+
 def test_with_an_endless_ridge_it_is_tsv(rng: np.random.Generator) -> None:
     updates = updates_of(three(rng)[0])
     found = merged(updates, DecorrelateOptions(ridge=1e9, role="other"))
@@ -147,7 +170,7 @@ def test_what_all_started_from_says_little_of_inputs(rng: np.random.Generator) -
     start = gaussian(rng, M, N, 6).A
     learned = [gaussian(rng, M, N, 6, 0.3) for _ in range(3)]
     updates = updates_of([LowRank(start + one.A, one.B) for one in learned])
-    read = inputs(updates)
+    read, *_ = inputs(updates, 0.2)
     for t, (update, one) in enumerate(zip(updates.factors, learned, strict=True)):
         axes = np.linalg.qr(one.A[0].T)[0]
         found = (read.mix @ read.rows)[0, read.owners[:, t] > 0]
@@ -198,76 +221,3 @@ def test_what_an_update_alone_reads_is_answered_as_it_answers(rng: np.random.Gen
     total = dense(a) + dense(b)
     # at right angles the regression is the sum but for its length, less what the ridge takes
     assert apart(W / np.linalg.norm(W), total / np.linalg.norm(total)) < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("wanted", "names"),
-    {
-        "query": ("layers.0.self_attn.q_proj",),
-        "output": (
-            "layers.0.self_attn.o_proj",
-            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
-            "encoder.layer.0.attention.output.dense",
-            "encoder.block.0.layer.0.SelfAttention.o",
-            "h.0.attn.c_proj",
-        ),
-        "value": ("layers.0.self_attn.v_proj", "blocks.0.attn.qkv", "h.0.attn.c_attn"),
-        "down": (
-            "layers.0.mlp.down_proj",
-            "layers.0.feed_forward.w2",
-            "encoder.layer.0.output.dense",
-            "encoder.block.0.layer.1.DenseReluDense.wo",
-            "h.0.mlp.c_proj",
-            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2",
-        ),
-        "other": (
-            "layers.0.mlp.gate_proj",
-            "layers.0.feed_forward.w1",
-            "encoder.layer.0.intermediate.dense",
-            "h.0.mlp.c_fc",
-            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj",
-            "down_blocks.0.attentions.0.proj_in",
-            "0",
-        ),
-    }.items(),
-)
-def test_what_a_module_does_is_told_by_name(wanted: str, names: tuple[str, ...]) -> None:
-    assert {role(name) for name in names} == {wanted}
-
-
-def test_siblings_are_told_by_name() -> None:
-    names = [f"layers.0.self_attn.{one}_proj" for one in "qkvo"] + ["layers.1.self_attn.k_proj"]
-    assert siblings(names[0], names) == (names[1], names[2])
-    assert siblings(names[3], names) == ()
-    gates = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    assert siblings(gates[1], gates) == ("mlp.gate_proj",)
-    crossed = [f"attn2.to_{one}" for one in "qkv"]
-    assert siblings(crossed[0], crossed) == ()
-    assert siblings(crossed[1], crossed) == (crossed[2],)
-
-
-def gap_of_values(result: Adapter, adapters: list[Adapter]) -> float:
-    """How far the first layer's values are from what their own rule makes of them."""
-    name = "model.layers.0.self_attn.v_proj"
-    read = [[a.read(name.replace("v_", f"{one}_")) for one in "vqk"] for a in adapters]
-    batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
-    updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
-    wanted = merged(updates, DecorrelateOptions(role="value"))
-    return apart(dense(result.read(name))[None], wanted)
-
-
-def test_the_engine_hands_over_the_siblings() -> None:
-    paths = [FIXTURE / "sh3_rev", FIXTURE / "sort_inter"]
-    result, _ = lm.run("decorrelate", [str(path) for path in paths], rank="full", scale="paper")
-    adapters = [lm.load(str(path)) for path in paths]
-    name = "model.layers.0.self_attn.q_proj"
-    read = [[a.read(name.replace("q_", f"{one}_")) for one in "qkv"] for a in adapters]
-    batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
-    updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
-    found = dense(result.adapter.read(name))
-    assert apart(found[None], merged(updates)) < 1e-3  # written in float16
-    assert (
-        gap_of_values(result.adapter, adapters) < 1e-3
-    )  # of the same shape as a query, and told apart by its input alone
-    alone = merged(replace(updates, siblings=()))
-    assert apart(alone, merged(updates)) > 1e-2  # or it would not show

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import loramerge as lm
+from loramerge.batches import batches
 from loramerge.compute import Compute
 from loramerge.errors import UsageError
 from loramerge.linalg.scales import Totals, factor
 from loramerge.plan import Plan, make_plan
 from loramerge.recipe import Named, make_recipe
 from loramerge.registry import methods
-from loramerge.solve import batches
 from loramerge.weights import Weights, module_weight
 from tests.build import read_deltas, write_peft
 from tests.conftest import SHAPES, factors

@@ -38,7 +38,8 @@ def corrected(updates: Updates, read: Inputs, solved: Array, share: Array) -> tu
     start, k = M @ axes, read.products.shape[-1]
     seen = start @ products[..., :k] @ read.mix.mT @ solved @ read.mix
     change = share[..., None, None] * (space.left.coefficients @ answers(read, solved) - seen)
-    return Mixed(space.left, start + _padded(change, rows.shape[-2]), rows, products), condition
+    more = rows.shape[-2] - k
+    return Mixed(space.left, start + _padded(change, more), rows, products), condition
 
 
 def _placed(read: Inputs, right: Basis) -> tuple[Array, Array, Array]:
@@ -47,19 +48,22 @@ def _placed(read: Inputs, right: Basis) -> tuple[Array, Array, Array]:
     The rows are those read, and where these are nearly dependent P^T stands beside them.
     """
     if right.own:
-        return read.rows, read.products, _padded(right.mix.mT, read.products.shape[-1])
+        after = read.products.shape[-1] - read.own.stop
+        return read.rows, read.products, _padded(right.mix.mT, after, read.own.start)
     xp = namespace(read.rows)
     rows = xp.concat([read.rows, like(right.columns.mT, read.rows)], axis=-2)
     products = gram(double(rows).mT)
-    axes = xp.broadcast_to(right.mix.mT, (*products.shape[:-2], *right.mix.mT.shape))
-    return rows, products, _padded(axes, int(products.shape[-1]), before=True)
+    axes = xp.broadcast_to(right.mix.mT, (*products.shape[:-2], *right.mix.mT.shape[-2:]))
+    return rows, products, _padded(axes, 0, read.products.shape[-1])
 
 
-def _padded(Z: Array, size: int, before: bool = False) -> Array:
-    """Z with columns of zeros after its own, or before."""
-    xp, missing = namespace(Z), size - int(Z.shape[-1])
-    zeros = xp.zeros((*Z.shape[:-1], missing), dtype=Z.dtype, device=Z.device)
-    found: Array = xp.concat([zeros, Z] if before else [Z, zeros], axis=-1)
+def _padded(Z: Array, after: int, before: int = 0) -> Array:
+    """Z with so many columns of zeros after its own, and before."""
+    xp = namespace(Z)
+    some = [
+        xp.zeros((*Z.shape[:-1], size), dtype=Z.dtype, device=Z.device) for size in (before, after)
+    ]
+    found: Array = xp.concat([some[0], Z, some[1]], axis=-1)
     return found
 
 
@@ -71,7 +75,8 @@ def between(near: Mixed, far: Mixed, share: Array) -> Mixed:
     left, Z, rows, products = near
     turned = left.mix.mT @ (double(left.columns).mT @ double(far.left.columns)) @ far.left.mix
     share = share[..., None, None]
-    mixed = share * Z + (1 - share) * _padded(turned @ far.Z, int(Z.shape[-1]))
+    more = Z.shape[-1] - far.Z.shape[-1]
+    mixed = share * Z + (1 - share) * _padded(turned @ far.Z, more)
     return Mixed(left, mixed, rows, products)
 
 
@@ -90,4 +95,6 @@ def decomposed(mixed: Mixed, condition: Array) -> Spectrum:
     short = xp.where(s > 0, 1 / xp.where(s > 0, s, xp.ones_like(s)), xp.zeros_like(s))
     vh = short[..., :, None] * (u.mT @ mixed.Z)
     left = mixed.left
-    return Spectrum(left.columns, left.mix @ u, s, vh, mixed.rows, condition=condition)
+    # In float64, as rows that are nearly alike cancel.
+    rows = double(mixed.rows)
+    return Spectrum(left.columns, left.mix @ u, s, vh, rows, condition=condition)

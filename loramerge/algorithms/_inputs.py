@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loramerge.adapter import Array, Updates
+from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.kernels import double, gram, like, namespace
 
 __all__ = ["Inputs", "answers", "diagonal", "inputs", "inverse", "root"]
@@ -22,9 +22,9 @@ FAINT = 0.03
 class Inputs(NamedTuple):
     """G_t = F_t^T F_t of every task, of trace 1: F = mix @ rows.
 
-    rows [*b, k, n] are all A, first those of the updates themselves, then those of each sibling;
+    rows [*b, k, n] are all A, of the updates themselves and of each sibling, in their order;
     products [*b, k, k] their inner products, mix [*b, k, k] small, and owners [k, T] tells which
-    update a row is of, in `rows` as in F; the first `own` are those of the updates themselves.
+    update a row is of, in `rows` as in F; `own` are those of the updates themselves.
     Nothing but `rows`, in the dtype of the updates, is as wide as a module.
     """
 
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     products: Array
     mix: Array
     owners: Array
-    own: int
+    own: slice
 
     def gram(self) -> Array:
         """F F^T. [*b, k, k]"""
@@ -40,15 +40,35 @@ class Inputs(NamedTuple):
         return found
 
 
-def inputs(updates: Updates) -> Inputs:
-    """What every task reads, by what its updates do.
+def inputs(updates: Updates, ridge: float) -> tuple[Inputs, Array, Array]:
+    """What every task reads, by what its updates do; (F F^T + l I)^-1, and its condition. [*b]
 
     G_t is the mean of dW^T dW over the modules that read the same input, each of trace 1, after
-    what all tasks have in common there from the start has been made less.
+    what all tasks have in common there from the start has been made less. l = ridge tr(H) / n.
     """
-    beside = zip(*updates.siblings, strict=True) if updates.siblings else ()
-    groups = [updates.factors, *beside]
-    xp = namespace(updates.factors[0].A)
+    groups = _readers(updates)
+    ranks = [[one.rank for one in group] for group in groups]
+    before = sum(map(sum, ranks[: updates.place]))
+    own = slice(before, before + sum(ranks[updates.place]))
+    key = (ridge, *(id(one) for group in groups for one in group))
+    if key not in updates.shared:
+        read = _inputs(groups, ranks)
+        found = read, *inverse(read.gram(), read.rows.shape[-1], ridge)
+        updates.shared[key] = found, groups  # which keeps these, and with them their ids
+    (read, solved, condition), _ = updates.shared[key]
+    return read._replace(own=own), solved, condition
+
+
+def _readers(updates: Updates) -> list[tuple[LowRank, ...]]:
+    """The updates of every module that reads this input, in the order of these."""
+    groups = [*zip(*updates.siblings, strict=True)] if updates.siblings else []
+    groups.insert(updates.place, updates.factors)
+    return groups
+
+
+def _inputs(groups: Sequence[Sequence[LowRank]], ranks: Sequence[Sequence[int]]) -> Inputs:
+    """The same for all modules that read one input."""
+    xp = namespace(groups[0][0].A)
     rows = xp.concat([one.A for group in groups for one in group], axis=-2)
     products, start, mix = gram(double(rows).mT), 0, []
     for group in groups:
@@ -59,9 +79,11 @@ def inputs(updates: Updates) -> Inputs:
         turns = [root(gram(double(one.B)), K).mT for one, K in zip(group, known, strict=True)]
         whole = slice(spans[0].start, start)
         mix.append(_private(turns, products[..., whole, whole]))
-    ranks = [[one.rank for one in group] for group in groups]
-    mixed = diagonal(mix) * len(groups) ** -0.5
-    return Inputs(rows, products, mixed, _owners(ranks, products), sum(ranks[0]))
+    owners = _owners(ranks, products)
+    # A module that an adapter lacks has rank 0 there.
+    counts = [[float(sum(rank > 0 for rank in row)) for row in zip(*ranks, strict=True)]]
+    share = owners @ xp.asarray(counts, dtype=owners.dtype, device=owners.device).mT ** -0.5
+    return Inputs(rows, products, share * diagonal(mix), owners, slice(0, 0))
 
 
 def answers(read: Inputs, solved: Array) -> Array:
@@ -71,8 +93,8 @@ def answers(read: Inputs, solved: Array) -> Array:
     is `solved`.
     """
     E = read.owners
-    same = (E @ E.mT)[: read.own, :]
-    found: Array = (read.products[..., : read.own, :] @ read.mix.mT * same) @ solved @ read.mix
+    same = (E @ E.mT)[read.own, :]
+    found: Array = (read.products[..., read.own, :] @ read.mix.mT * same) @ solved @ read.mix
     return found
 
 
@@ -118,8 +140,9 @@ def _owners(ranks: Sequence[Sequence[int]], model: Array) -> Array:
 def _lengths(F: Array, K: Array, owners: Array) -> Array:
     """||F_t|| of the update that each row of F, over rows of products K, belongs to. [*b, k]"""
     xp = namespace(K)
-    squares = xp.sum((F @ K) * F, axis=-1)
-    found: Array = xp.clip(squares @ owners @ owners.mT, min=0.0) ** 0.5
+    # As a row for each item, which is multiplied alike in a batch of any size.
+    squares = xp.sum((F @ K) * F, axis=-1)[..., None, :]
+    found: Array = xp.clip(squares @ owners @ owners.mT, min=0.0)[..., 0, :] ** 0.5
     return found
 
 

@@ -148,8 +148,7 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     """
     role = updates.role if options.role == "auto" else options.role
     near, right, both = PARTS[role]
-    read = inputs(updates)
-    solved, condition = inverse(read.gram(), read.rows.shape[-1], options.ridge)
+    read, solved, condition = inputs(updates, options.ridge)
     B = concat(updates.factors, [1.0] * len(updates.factors)).B
     products = gram(double(B))
     weights = _weights(updates, products)
@@ -163,7 +162,7 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     X = weights * answers(read, solved)
     X = X * _unit(products * _between(X, read))
     if both:
-        mix, other = _by_outputs(updates, read.products, products, options.ridge)
+        mix, other = _by_outputs(updates, read, products, options.ridge)
         turned = mix @ S
         X = X + turned * _unit(products * _between(turned, read))
         condition = namespace(B).maximum(condition, other)
@@ -183,7 +182,7 @@ def _eye(read: Inputs) -> Array:
     """What stands for the updates' own A. [s, k]"""
     mix = read.mix
     found: Array = namespace(mix).eye(*mix.shape[-2:], dtype=mix.dtype, device=mix.device)
-    return found[: read.own, :]
+    return found[read.own, :]
 
 
 def _between(X: Array, read: Inputs) -> Array:
@@ -224,13 +223,14 @@ def _count(norms: Array) -> Array:
     return count
 
 
-def _by_outputs(updates: Updates, into: Array, out: Array, ridge: float) -> tuple[Array, Array]:
+def _by_outputs(updates: Updates, read: Inputs, out: Array, ridge: float) -> tuple[Array, Array]:
     """M [*b, s, s] with B M A = sum_t (K + l I)^-1 dW_t dW_t^T dW_t, and the condition. [*b]
 
-    K = sum_t dW_t dW_t^T, each of trace 1; `into` are A A^T, and `out` B^T B. As the inputs of
+    K = sum_t dW_t dW_t^T, each of trace 1; `out` are B^T B. As the inputs of
     dW_t^T, but that what is solved for lies in the span of B, so that nothing of its length is
     needed.
     """
+    into = read.products[..., read.own, read.own]
     turns, start, sides = [], 0, []
     for factor in updates.factors:
         own = slice(start, start := start + factor.rank)

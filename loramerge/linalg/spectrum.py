@@ -62,7 +62,7 @@ class Spectrum(Struct, frozen=True):
         B = lift(self.left, self.u[..., :, :rank] * root[..., None, :])
         sign = _signs(B)
         mix = self.vh[..., :rank, :] * (root * double(sign))[..., :, None]
-        return LowRank(A=like(mix, self.right) @ self.right, B=B * sign[..., None, :])
+        return LowRank(A=like(like(mix, self.right) @ self.right, B), B=B * sign[..., None, :])
 
     def scaled(self, factor: float) -> "Spectrum":
         """The thin SVD of factor * dW; the sign of the factor goes to U."""
