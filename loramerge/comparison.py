@@ -157,33 +157,19 @@ def _batch(
     batch: Sequence[Aligned],
 ) -> list[tuple[list[tuple[Tried, ...]], list[float]]]:
     """Every module of a batch under every plan, and the seconds of each plan."""
-    shared = dict[Any, Any]()
-    return [
-        _part(first, plans, known, spools, compute, part, shared) for part in parts(first, batch)
-    ]
-
-
-def _part(
-    first: Plan,
-    plans: Sequence[Plan],
-    known: Sequence[Any],
-    spools: Sequence[Spool],
-    compute: Compute,
-    batch: Sequence[Aligned],
-    shared: dict[Any, Any],
-) -> tuple[list[tuple[Tried, ...]], list[float]]:
-    """The same for modules that are computed together."""
-    updates = read_updates(first, compute, batch, shared)
-    found, seconds = [], []
-    for place, (plan, counted) in enumerate(zip(plans, known, strict=True)):
-        began = time.perf_counter()
-        seen = replace(seen_by(plan, updates, batch), known=counted)
-        solved = merged(plan, compute, batch, seen)
-        seconds.append(time.perf_counter() - began)
-        if spools:
-            for one in solved:
-                keep(spools[place], one)
-        found.append(
-            [measured(plan, module, one, {}) for module, one in zip(batch, solved, strict=True)]
-        )
-    return list(zip(*found, strict=True)), seconds
+    shared, done = dict[Any, Any](), []
+    for part in parts(first, batch):
+        updates = read_updates(first, compute, part, shared)
+        found, seconds = [], []
+        for place, (plan, counted) in enumerate(zip(plans, known, strict=True)):
+            began = time.perf_counter()
+            seen = replace(seen_by(plan, updates, part), known=counted)
+            solved = merged(plan, compute, part, seen)
+            seconds.append(time.perf_counter() - began)
+            if spools:
+                for one in solved:
+                    keep(spools[place], one)
+            pairs = zip(part, solved, strict=True)
+            found.append([measured(plan, module, one, {}) for module, one in pairs])
+        done.append((list(zip(*found, strict=True)), seconds))
+    return done
