@@ -17,7 +17,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class Row:
     arguments: str
     workload: str | None = None
     adapters: int = 0
-    against: Literal["floor", "linear", "cat", "svd"] | None = None
+    against: Literal["floor", "sum", "linear", "cat", "svd"] | None = None
     budgets: tuple[Budget, ...] = ()
     layers: int | None = None
     slow: bool = False
@@ -57,12 +57,29 @@ MEMORY = Budget("memory_gb", 0.5, 0.25)
 FLOOR = (Budget("ratio", 4, 2), MEMORY)
 LIGHT = (Budget("seconds", 0.25, 0.12),)
 PEFT = (Budget("speedup", 6, 10),)
+LARGER = Budget("memory_gb", 1, 0.5)
+# Every method that promises a time beside that of the sum, by its cost class.
+COSTS = {
+    "one-shot": ("decorrelate fair iso karcher robust slerp star stock tsv wudi", 3),
+    "iterative": ("cluster consensus ctm dare della magnitude sce ties", 6),
+}
+
+
+def promised(name: str, most: float) -> Row:
+    """A method and the sum of the same adapters, in pairs."""
+    rank = "-k" if name == "cluster" else "-r"
+    budgets = Budget("ratio", most, most / 2), LARGER
+    count = 2 if name == "slerp" else 4
+    return Row(f"sum-{name}", f"{name} {rank} 16", "llama8b", count, "sum", budgets)
+
+
 ROWS: tuple[Row, ...] = (
     Row("W1-arithmetic", "arithmetic -r 16", "llama8b", 4, "floor", FLOOR),
     Row("W1-arithmetic-2", "arithmetic -r 16", "llama8b", 2, "floor", FLOOR),
     Row("W1-arithmetic-8", "arithmetic -r 16", "llama8b", 8, "floor", (MEMORY,)),
     Row("W1-cluster", "cluster -k 16", "llama8b", 4, "floor", (Budget("seconds", 3.5, 2), MEMORY)),
     Row("W1-squeeze", "squeeze -r 8", "llama8b", 1, "floor", FLOOR),
+    *(promised(name, most) for names, most in COSTS.values() for name in names.split()),
     Row("W2-squeeze", "squeeze -r 16", "sdxl", 1, "floor", (MEMORY,)),
     Row("W3", "arithmetic -r 8", "small", 2, None, (Budget("seconds", 0.35, 0.2),)),
     Row("help", "--help", budgets=LIGHT),
@@ -125,6 +142,8 @@ def counterpart(row: Row, inputs: Sequence[Path], out: Path) -> list[Command]:
         return []
     if row.against == "floor":
         return floor(inputs, out)
+    if row.against == "sum":
+        return ours(replace(row, arguments="arithmetic -r 16"), inputs, out)
     script = str(HERE / "peft_peer.py")
     return [[sys.executable, script, row.against, str(out), *map(str, inputs)]]
 

@@ -58,6 +58,17 @@ def test_a_quick_run_reports_figures_of_our_command_and_its_floor(
     assert len(light["samples"][0]) == 1
 
 
+def test_a_method_is_timed_beside_the_sum_of_the_same_adapters(bench: Any, tmp_path: Path) -> None:
+    speed = bench("speed")
+    row = speed.promised("slerp", 3)
+    inputs = [Path("a"), Path("b")]
+    ours, beside = speed.ours(row, inputs, tmp_path), speed.counterpart(row, inputs, tmp_path)
+    assert [[word if word != "slerp" else "arithmetic" for word in ours[0]]] == beside
+    (found,) = run(speed, tmp_path, "--only", row.name)[1]["rows"]
+    assert (found["adapters"], found["against"]) == (2, "sum")
+    assert found["figures"]["ratio"] == found["samples"][0][0][0] / found["samples"][0][1][0]
+
+
 def test_a_budget_out_of_reach_is_shown_as_missed_and_fails_only_if_asked_to(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

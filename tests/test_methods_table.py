@@ -8,12 +8,12 @@ from types import ModuleType
 import pytest
 
 from loramerge.registry import methods
+from loramerge.traits import COSTS
 from tests.typed import ROOT, typed
 
 each_method = pytest.mark.parametrize("name", methods())
-SCORED = {
-    one.name: one for m in methods().values() for one in (m, *m.presets) if one.score is not None
-}
+NAMED = {one.name: one for m in methods().values() for one in (m, *m.presets)}
+SCORED = {name: one for name, one in NAMED.items() if one.score is not None}
 each_scored = pytest.mark.parametrize("name", SCORED)
 
 
@@ -51,6 +51,17 @@ def test_what_was_measured_are_rows_of_the_table_and_meets_their_bars(bars: Modu
         bar = rows[one["suite"], one["name"]].bar
         assert one["expected"] == (bar.expected if bar else None)
         assert bar is None or bar.holds(fmean(one["exact_match"])), one["name"]
+
+
+def test_every_time_that_is_promised_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    measured = importlib.import_module("speed").COSTS
+    promised: dict[str, set[str]] = {cost: set() for cost in measured}
+    for name, one in NAMED.items():
+        promised.get(one.cost, set()).add(name)
+    assert {cost: set(names.split()) for cost, (names, _) in measured.items()} == promised
+    for cost, (_, most) in measured.items():
+        assert f"up to {most} times" in COSTS[cost]
 
 
 def test_every_method_that_is_no_surgery_has_a_score() -> None:
