@@ -21,7 +21,7 @@ from loramerge.options import read_value
 from loramerge.plan import Plan
 from loramerge.reading import read_updates, seen_by
 from loramerge.recipe import Named, Recipe, find, flags, make_recipe, options_of
-from loramerge.solve import halving, merged
+from loramerge.solve import halving, merged, weighted_sum
 from loramerge.trials import Trial, Tried, measured, trial
 
 __all__ = ["Compared", "Entry", "compare_methods", "entries", "recipes"]
@@ -160,6 +160,8 @@ def _batch(
     shared, done = dict[Any, Any](), []
     for part in parts(first, batch):
         updates = read_updates(first, compute, part, shared)
+        # What all are measured against, and most begin with, is no row's own.
+        weighted_sum(first, updates)
         found, seconds = [], []
         for place, (plan, counted) in enumerate(zip(plans, known, strict=True)):
             began = time.perf_counter()

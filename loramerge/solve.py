@@ -1,6 +1,6 @@
 """One batch of equal modules: read, method, scale, truncate. Pure of files written and order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from loramerge.batches import parts
 from loramerge.compute import Compute, out_of_memory
 from loramerge.errors import IncompatibleError
 from loramerge.linalg.calibrations import calibrated, prepared
-from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale
+from loramerge.linalg.factors import Grams, compare, concat, grams, norm, scale, summed
 from loramerge.linalg.kernels import double, kernels, like, namespace
 from loramerge.linalg.scales import Totals
 from loramerge.linalg.spectrum import Spectrum, decompose
@@ -107,10 +107,9 @@ def merged(
     method, calibration = plan.recipe.method, plan.recipe.merge.calibrate
     result = method.rule(prepared(calibration, updates), plan.options)
     result = calibrated(calibration, updates, result, method.orthogonal(plan.options))
-    if plan.exact and isinstance(result, LowRank):
+    target = weighted_sum(plan, updates)
+    if plan.exact and isinstance(result, LowRank) and result is not target.update:
         target = Target(result, grams(result))
-    else:
-        target = weighted_sum(plan, updates)
     return finished(plan, compute, batch, updates, target, result)
 
 
@@ -154,22 +153,17 @@ def finished(
 
 def weighted_sum(plan: Plan, updates: Updates) -> Target:
     """The exact weighted sum of a batch, or what else the method is measured against."""
-    update = _summed(plan, updates.factors, updates.weights, updates.positions)
-    return Target(update, grams(update))
+    weights = _counted(plan, updates.weights, updates.positions)
+    return Target(*summed(replace(updates, weights=weights)))
 
 
-def _summed(
-    plan: Plan,
-    factors: Sequence[LowRank],
-    weights: Sequence[float],
-    positions: Sequence[int],
-) -> LowRank:
+def _counted(plan: Plan, weights: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
+    """The weights in what a result is measured against."""
     alone = plan.recipe.method.removes
-    counted = [
+    return tuple(
         0.0 if alone and position > 0 else weight
         for weight, position in zip(weights, positions, strict=True)
-    ]
-    return concat(factors, counted)
+    )
 
 
 def _at(target: Target, i: int) -> Target:
@@ -205,8 +199,8 @@ def _totals(
     square, length, inner = _lengths(target, result)
     published = plan.recipe.method.paper_scale
     paper = published(updates, plan.options) if published else 1.0
-    norms = iter(zip(updates.factors, updates.weights, strict=True))
-    parts = [None if member is None else _square(*next(norms)) for member in model.members]
+    norms = iter(_squares(updates))
+    parts = [None if member is None else next(norms) for member in model.members]
     return [
         Totals(
             parts=tuple(0.0 if part is None else float(part[i]) for part in parts),
@@ -237,8 +231,13 @@ def _whole(target: Target, result: Spectrum) -> tuple[Array, Array]:
     return xp.sum(result.s**2, axis=-1), xp.sum(result.s * xp.sum(left * right, axis=-1), axis=-1)
 
 
-def _square(update: LowRank, weight: float) -> Array:
-    return weight**2 * norm(update) ** 2
+def _squares(updates: Updates) -> Iterator[Array]:
+    """||w_t dW_t||^2 of each update. [b]"""
+    known, start = summed(updates)[1], 0
+    for factor, weight in zip(updates.factors, updates.weights, strict=True):
+        own = slice(start, start := start + factor.rank)
+        part = Grams(B=known.B[..., own, own], A=known.A[..., own, own])
+        yield norm(scale(factor, weight), part) ** 2
 
 
 def read_target(plan: Plan, module: Aligned, wide: bool = False) -> Target:
@@ -246,4 +245,4 @@ def read_target(plan: Plan, module: Aligned, wide: bool = False) -> Target:
     positions = [at for at, member in enumerate(module.members) if member is not None]
     updates = [plan.adapters[at].read(module.name, wide) for at in positions]
     weights = [module.weights[at] for at in positions]
-    return Target(_summed(plan, updates, weights, positions))
+    return Target(concat(updates, _counted(plan, weights, positions)))

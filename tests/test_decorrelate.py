@@ -10,8 +10,10 @@ from loramerge.adapter import LowRank, Role, Updates
 from loramerge.algorithms._inputs import inputs
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
 from loramerge.algorithms.tsv import TsvOptions, tsv
+from loramerge.linalg.calibrations import calibrated
+from loramerge.linalg.spectrum import Spectrum
 from tests.entries import apart, low_rank
-from tests.updates import dense, gaussian, near
+from tests.updates import dense, gaussian, near, weighted_sum
 
 M, N = 60, 50
 RANKS = (6, 4, 8)
@@ -127,6 +129,33 @@ def test_thin_factors_give_what_the_formulas_give_in_full(
     assert apart(merged(told, DecorrelateOptions(ridge=0.3)), wanted) < 1e-5
 
 
+@each_weighting
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("role", PARTS)
+def test_it_knows_its_length_and_how_much_of_the_sum_it_is(
+    rng: np.random.Generator, weights: tuple[float, ...], alike: bool, role: Role
+) -> None:
+    factors, _ = three(rng)
+    if alike:  # no Gram matrix alone gives a basis of these
+        factors[2] = near(rng, factors[0], 1e-5)
+    updates = updates_of(factors, weights)
+    found = decorrelate(updates, DecorrelateOptions(role=role))
+    result, target = dense(low_rank(found)), weighted_sum(factors, weights)
+    assert found.whole is not None
+    np.testing.assert_allclose(found.whole[0], [np.sum(result**2)], rtol=1e-5)
+    size = np.linalg.norm(result) * np.linalg.norm(target)
+    np.testing.assert_allclose(found.whole[1], [np.sum(result * target)], atol=1e-5 * size)
+
+
+def test_calibrated_it_knows_its_length_no_more(rng: np.random.Generator) -> None:
+    updates = updates_of(three(rng)[0])
+    found = decorrelate(updates, DecorrelateOptions())
+    later = calibrated("svc", updates, found)
+    assert isinstance(later, Spectrum)
+    assert apart(dense(low_rank(later)), dense(low_rank(found))) > 1e-2
+    assert later.whole is None
+
+
 def test_from_five_updates_on_a_result_has_its_whole_part_of_tsv(rng: np.random.Generator) -> None:
     updates = updates_of([gaussian(rng, M, N, 2) for _ in range(6)])
     assert apart(merged(updates), written_out(updates, 0.2, 0.5, "query")[None]) < 1e-5
@@ -157,7 +186,7 @@ def test_what_was_read_for_one_module_serves_those_beside_it(rng: np.random.Gene
         alone = merged(updates_of(own, siblings=beside))
         told = replace(updates_of(own, siblings=beside), place=place, shared=shared)
         assert apart(merged(told), alone) < 1e-5  # float32 factors
-    assert len(shared) == 1  # as all three read the same
+    assert sum(key[0] == "inputs" for key in shared) == 1  # as all three read the same
 
 
 def test_with_an_endless_ridge_it_is_tsv(rng: np.random.Generator) -> None:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from loramerge.adapter import LowRank
-from loramerge.linalg.factors import compare, concat, norm, pad, scale
+from loramerge.adapter import LowRank, Updates
+from loramerge.linalg.factors import compare, concat, grams, norm, pad, scale, summed
 from loramerge.linalg.spectrum import decompose
 from tests.updates import CASES, Case, M, N, dense, gaussian, near, weighted_sum
 
@@ -45,6 +46,20 @@ def test_concatenation_stacks_unequal_ranks_in_order(rng: np.random.Generator) -
     total = concat([gaussian(rng, 12, 10, r) for r in (3, 2, 4)], [1, 1, 1])
     assert total.rank == 9
     assert total.A.dtype == total.B.dtype == np.float32
+
+
+def test_the_weighted_sum_of_updates_is_concatenated_once(rng: np.random.Generator) -> None:
+    factors = tuple(gaussian(rng, 12, 10, r) for r in (3, 2))
+    updates = Updates(factors, (1.0, -0.7), (1.0, 1.0))
+    whole, known = summed(updates)
+    wanted = concat(factors, updates.weights)
+    assert np.array_equal(whole.B, wanted.B)
+    assert np.array_equal(known.A, grams(wanted).A)
+    assert summed(replace(updates, rank=2))[0] is whole
+    other = replace(updates, weights=(1.0, 2.0))
+    assert np.array_equal(summed(other)[0].B, concat(factors, (1.0, 2.0)).B)
+    other = replace(updates, factors=factors[::-1])
+    assert np.array_equal(summed(other)[0].B, concat(factors[::-1], updates.weights).B)
 
 
 @each_case

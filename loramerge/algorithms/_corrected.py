@@ -17,11 +17,13 @@ ROUNDING = 1e-7
 class Mixed(NamedTuple):
     """Q Z rows, Q the orthonormal columns of `left`: Z [*b, p, k], rows [*b, k, n].
 
-    `products` are those of the rows. Nothing but the rows is as wide as a module.
+    `target` [*b, p, k] is the Z of the weighted sum, `products` are those of the rows. Nothing but
+    the rows is as wide as a module.
     """
 
     left: Basis
     Z: Array
+    target: Array
     rows: Array
     products: Array
 
@@ -39,7 +41,8 @@ def corrected(updates: Updates, read: Inputs, solved: Array, share: Array) -> tu
     seen = start @ products[..., :k] @ read.mix.mT @ solved @ read.mix
     change = share[..., None, None] * (space.left.coefficients @ answers(read, solved) - seen)
     more = rows.shape[-2] - k
-    return Mixed(space.left, start + _padded(change, more), rows, products), condition
+    target = _padded(space.left.coefficients, rows.shape[-2] - read.own.stop, read.own.start)
+    return Mixed(space.left, start + _padded(change, more), target, rows, products), condition
 
 
 def _placed(read: Inputs, right: Basis) -> tuple[Array, Array, Array]:
@@ -72,12 +75,11 @@ def between(near: Mixed, far: Mixed, share: Array) -> Mixed:
 
     The rows of the second are the first of those of the first.
     """
-    left, Z, rows, products = near
+    left, Z = near.left, near.Z
     turned = left.mix.mT @ (double(left.columns).mT @ double(far.left.columns)) @ far.left.mix
     share = share[..., None, None]
     more = Z.shape[-1] - far.Z.shape[-1]
-    mixed = share * Z + (1 - share) * _padded(turned @ far.Z, more)
-    return Mixed(left, mixed, rows, products)
+    return near._replace(Z=share * Z + (1 - share) * _padded(turned @ far.Z, more))
 
 
 def singular(mixed: Mixed) -> tuple[Array, Array]:
@@ -95,6 +97,7 @@ def decomposed(mixed: Mixed, condition: Array) -> Spectrum:
     short = xp.where(s > 0, 1 / xp.where(s > 0, s, xp.ones_like(s)), xp.zeros_like(s))
     vh = short[..., :, None] * (u.mT @ mixed.Z)
     left = mixed.left
+    whole = xp.sum(s**2, axis=-1), xp.sum(mixed.Z @ mixed.products * mixed.target, axis=(-2, -1))
     # In float64, as rows that are nearly alike cancel.
     rows = double(mixed.rows)
-    return Spectrum(left.columns, left.mix @ u, s, vh, rows, condition=condition)
+    return Spectrum(left.columns, left.mix @ u, s, vh, rows, whole, condition)

@@ -50,7 +50,7 @@ def inputs(updates: Updates, ridge: float) -> tuple[Inputs, Array, Array]:
     ranks = [[one.rank for one in group] for group in groups]
     before = sum(map(sum, ranks[: updates.place]))
     own = slice(before, before + sum(ranks[updates.place]))
-    key = (ridge, *(id(one) for group in groups for one in group))
+    key = ("inputs", ridge, *(id(one) for group in groups for one in group))
     if key not in updates.shared:
         read = _inputs(groups, ranks)
         found = read, *inverse(read.gram(), read.rows.shape[-1], ridge)

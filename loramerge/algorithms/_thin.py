@@ -9,7 +9,7 @@ canonical bases: only what does not depend on their choice may be done in them.
 from msgspec import Struct
 
 from loramerge.adapter import Array, LowRank, Updates
-from loramerge.linalg.factors import concat
+from loramerge.linalg.factors import summed
 from loramerge.linalg.kernels import kernels, namespace
 from loramerge.linalg.spectrum import Basis, Spectrum, basis, decompose
 
@@ -70,8 +70,8 @@ class Thin(Struct, frozen=True):
 
 def thin(updates: Updates) -> Thin:
     """The weighted updates in the space that they span together."""
-    whole = concat(updates.factors, updates.weights)
-    left, right = basis(whole.B), basis(whole.A.mT)
+    whole, known = summed(updates)
+    left, right = basis(whole.B, known.B), basis(whole.A.mT, known.A)
     factors, start = [], 0
     for factor in updates.factors:
         own = slice(start, start := start + factor.rank)

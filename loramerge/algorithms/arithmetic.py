@@ -4,7 +4,7 @@ from loramerge.adapter import Array, LowRank, Updates
 from loramerge.algorithms._census import CENSUS
 from loramerge.algorithms._options import SparseOptions, has_every_rank
 from loramerge.algorithms._rules import merge_entries
-from loramerge.linalg.factors import concat
+from loramerge.linalg.factors import summed
 from loramerge.linalg.kernels import namespace
 from loramerge.linalg.spectrum import Spectrum
 from loramerge.registry import Preset, Score, merger
@@ -107,7 +107,7 @@ def arithmetic(updates: Updates, options: ArithmeticOptions) -> LowRank | Spectr
     with --calibrate svc, which takes away what they add up together (docs/calibrations.md).
     """
     if options.sparsify == "none":
-        return concat(updates.factors, updates.weights)
+        return summed(updates)[0]
 
     def rule(values: Array) -> Array:
         total: Array = namespace(values).sum(values, axis=0)

@@ -3,11 +3,12 @@
 from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from loramerge.adapter import Array, Role, Updates
 from loramerge.algorithms._corrected import Mixed, between, corrected, decomposed, singular
 from loramerge.algorithms._inputs import Inputs, answers, diagonal, inputs, inverse, root
-from loramerge.linalg.factors import by_owner, concat
+from loramerge.linalg.factors import by_owner, summed
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Spectrum, basis
 from loramerge.options import Options
@@ -151,13 +152,13 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     role = updates.role if options.role == "auto" else options.role
     near, right, both = PARTS[role]
     read, solved, condition = inputs(updates, options.ridge)
-    B = concat(updates.factors, [1.0] * len(updates.factors)).B
+    B = summed(replace(updates, weights=(1.0,) * len(updates.weights)))[0].B
     products = gram(double(B))
     weights = _weights(updates, products)
     # X [*b, s, k] stands for B @ X @ rows, and this one for the weighted sum.
     S = weights * _eye(read)
-    summed = products * _between(S, read)
-    agreement = _agreement(by_owner(summed, [factor.rank for factor in updates.factors]))
+    alone = products * _between(S, read)
+    agreement = _agreement(by_owner(alone, [factor.rank for factor in updates.factors]))
     if near == 1:
         found, other = corrected(updates, read, solved, right * agreement.crowd)
         return decomposed(found, namespace(B).maximum(condition, other))
@@ -169,9 +170,10 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
         X = X + turned * _unit(products * _between(turned, read))
         condition = namespace(B).maximum(condition, other)
     X = X * _unit(products * _between(X, read)) * agreement.difference[..., None, None]
-    X = X + S * _unit(summed) * (1 - agreement.difference)[..., None, None]
+    X = X + S * _unit(alone) * (1 - agreement.difference)[..., None, None]
     left = basis(B, products)
-    found = Mixed(left, left.coefficients @ X, read.rows, read.products)
+    target = left.coefficients @ S
+    found = Mixed(left, left.coefficients @ X, target, read.rows, read.products)
     found = _lengthened(found, updates, agreement, options.flatten)
     if near:
         start, other = corrected(updates, read, solved, right * agreement.crowd)

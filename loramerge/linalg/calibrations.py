@@ -106,6 +106,7 @@ def _unshared(updates: Updates, result: LowRank | Spectrum, least: float) -> Spe
     rows = xp.broadcast_to(order[..., :, None], found.vh.shape)
     return replace(
         found,
+        whole=None,
         u=xp.take_along_axis(found.u, columns, axis=-1),
         s=xp.take_along_axis(s, order, axis=-1),
         vh=xp.take_along_axis(found.vh, rows, axis=-2),

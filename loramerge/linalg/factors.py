@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from loramerge.adapter import Array, LowRank
+from loramerge.adapter import Array, LowRank, Updates
 from loramerge.linalg.kernels import double, gram, kernels, like, namespace, put
 from loramerge.linalg.masks import uniform
 
@@ -21,6 +21,7 @@ __all__ = [
     "pad",
     "revived",
     "scale",
+    "summed",
     "term_by_term",
 ]
 
@@ -78,6 +79,17 @@ def concat(updates: Sequence[LowRank], weights: Sequence[float | Array]) -> LowR
     xp = namespace(terms[0].A)
     A = xp.concat([term.A for term in terms], axis=-2)
     return LowRank(A=A, B=xp.concat([term.B for term in terms], axis=-1))
+
+
+def summed(updates: Updates) -> tuple[LowRank, Grams]:
+    """The exact weighted sum as `concat` has it, and its Gram matrices: once for a batch."""
+    key = "sum", updates.weights, *(id(factor) for factor in updates.factors)
+    if key not in updates.shared:
+        whole = concat(updates.factors, updates.weights)
+        # The factors are kept, and with them their ids.
+        updates.shared[key] = whole, grams(whole), updates.factors
+    whole, known, _ = updates.shared[key]
+    return whole, known
 
 
 def pad(update: LowRank, rank: int) -> LowRank:

@@ -40,9 +40,9 @@ class Spectrum(Struct, frozen=True):
     """A thin SVD not yet lifted: U = left @ u, Vh = vh @ right, s descending in float64.
 
     left [*b, m, p], u [*b, p, q], s [*b, q], vh [*b, q, p'], right [*b, p', n]. Where these are
-    only the leading part of an update, `whole` is its squared norm and its inner product with the
-    weighted sum of the inputs, both [*b]. `condition` [*b] is that of the problem a method solved,
-    where it reports one.
+    only the leading part of an update, or it is known, `whole` is its squared norm and its inner
+    product with the weighted sum of the inputs, both [*b]. `condition` [*b] is that of the problem
+    a method solved, where it reports one.
     """
 
     left: Array
