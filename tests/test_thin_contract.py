@@ -62,21 +62,6 @@ LEAPS = (
             "two checkpoints",
         ): "a mean over more entries as one changes sides",
     }
-    | {
-        (
-            "decorrelate",
-            label,
-            relation,
-        ): "what is read, or written, nearly alike is told apart, by up to 2.2e-2"
-        for label, relation in (
-            ("role=query", "shared A"),
-            ("role=query", "shared B"),
-            ("role=value", "shared A"),
-            ("role=output", "shared A"),
-            ("role=output", "shared B"),
-            ("role=down", "shared A"),
-        )
-    }
 )
 
 # Those that divide by, invert or make orthogonal what the updates are, and say how well that went.
