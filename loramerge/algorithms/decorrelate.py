@@ -141,10 +141,10 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     inverts. Copies raise it, and it does no harm there: nothing of them is told apart.
 
     What to expect. Made for many adapters of different tasks and an output of one adapter's rank:
-    eight into rank 16 score .67 on average over four kinds of training (`tsv` .57). On 60 sets of
+    eight into rank 16 score .67 on average over four kinds of training (`tsv` .57). On 80 sets of
     eight tasks that nothing was chosen on it is ahead of `tsv` by .07 on average, from -.02 to
-    +.21, and on every kind of training. Of four adapters it is ahead by .03, from -.09 to +.17, of
-    two by nothing, from -.05 to +.11. The best length depends on the base, which is not at hand:
+    +.21, and on every kind of training. Of four adapters it is ahead by .03, from -.10 to +.17, of
+    two by nothing, from -.07 to +.11. The best length depends on the base, which is not at hand:
     where a result can be measured, try --scale 0.85 and 1.1 too. docs/decorrelate.md has the
     tables, and what did not work. What modules do and which read one input is told by their names.
     Many updates with one A, to the last bit, differ in nothing that they read: there a change of
