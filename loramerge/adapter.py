@@ -74,8 +74,8 @@ class Updates(Struct, frozen=True):
     of the whole adapter found, None without one. `siblings` are each adapter's updates of the other
     modules that read the same input, where the method asks for them, and `role` what such modules
     do: queries or keys, values or the way out of an attention, the way out of an MLP, or other.
-    `place` says how many siblings stand before them, and `shared` keeps for the siblings what has
-    been found for one.
+    `place` says how many siblings stand before them, and `shared` keeps what is computed once for
+    all that ask for it: the weighted sum, and for the siblings what was found for one.
     """
 
     factors: tuple[LowRank, ...]
