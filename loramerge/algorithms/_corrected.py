@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from loramerge.adapter import Array, Updates
-from loramerge.algorithms._inputs import Inputs, answers
+from loramerge.algorithms._inputs import Inputs
 from loramerge.algorithms._orthogonal import orthogonal
 from loramerge.linalg.kernels import double, gram, like, namespace
 from loramerge.linalg.spectrum import Basis, Spectrum
@@ -28,18 +28,20 @@ class Mixed(NamedTuple):
     products: Array
 
 
-def corrected(updates: Updates, read: Inputs, solved: Array, share: Array) -> tuple[Mixed, Array]:
+def corrected(
+    updates: Updates, read: Inputs, solved: Array, answered: Array, share: Array
+) -> tuple[Mixed, Array]:
     """W_0 + share sum_t (w_t dW_t - W_0) G_t (H + l I)^-1, and the condition of W_0. [*b]
 
     W_0 = Q M P^T is the sum of `tsv`. What is added is share times
     sum_t w_t dW_t G_t (H + l I)^-1 - W_0 F^T (F F^T + l I)^-1 F, all of it in the span of Q;
-    `solved` is that inverse, and share [*b].
+    `solved` is that inverse, `answered` what `answers` makes of it, and share [*b].
     """
     space, M, condition = orthogonal(updates)
     rows, products, axes = _placed(read, space.right)
     start, k = M @ axes, read.products.shape[-1]
     seen = start @ products[..., :k] @ read.mix.mT @ solved @ read.mix
-    change = share[..., None, None] * (space.left.coefficients @ answers(read, solved) - seen)
+    change = share[..., None, None] * (space.left.coefficients @ answered - seen)
     more = rows.shape[-2] - k
     target = _padded(space.left.coefficients, rows.shape[-2] - read.own.stop, read.own.start)
     return Mixed(space.left, start + _padded(change, more), target, rows, products), condition
@@ -76,7 +78,10 @@ def between(near: Mixed, far: Mixed, share: Array) -> Mixed:
     The rows of the second are the first of those of the first.
     """
     left, Z = near.left, near.Z
-    turned = left.mix.mT @ (double(left.columns).mT @ double(far.left.columns)) @ far.left.mix
+    if left.own and far.left.own and left.columns is far.left.columns:
+        turned = (far.left.coefficients @ left.mix).mT
+    else:
+        turned = left.mix.mT @ (double(left.columns).mT @ double(far.left.columns)) @ far.left.mix
     share = share[..., None, None]
     more = Z.shape[-1] - far.Z.shape[-1]
     return near._replace(Z=share * Z + (1 - share) * _padded(turned @ far.Z, more))

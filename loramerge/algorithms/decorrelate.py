@@ -159,11 +159,12 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     # X [*b, s, k] stands for B @ X @ rows, and this one for the weighted sum.
     S = weights * _eye(read)
     alone = products * _between(S, read)
+    answered = answers(read, solved)
     agreement = _agreement(by_owner(alone, [factor.rank for factor in updates.factors]))
     if near == 1:
-        found, other = corrected(updates, read, solved, right * agreement.crowd)
+        found, other = corrected(updates, read, solved, answered, right * agreement.crowd)
         return decomposed(found, namespace(B).maximum(condition, other))
-    X = weights * answers(read, solved)
+    X = weights * answered
     X = X * _unit(products * _between(X, read))
     if both:
         mix, other = _by_outputs(updates, read, products, options.ridge)
@@ -178,7 +179,7 @@ def decorrelate(updates: Updates, options: DecorrelateOptions) -> Spectrum:
     found = _lengthened(found, updates, agreement, options.flatten)
     share = 1 - (1 - near) * agreement.crowd
     if bool(namespace(B).any(share > 0)):
-        start, other = corrected(updates, read, solved, right * agreement.crowd)
+        start, other = corrected(updates, read, solved, answered, right * agreement.crowd)
         found = between(start, found, share)
         condition = namespace(B).maximum(condition, other)
     return decomposed(found, condition)
