@@ -1,4 +1,4 @@
-"""How fast whole processes are, against a floor and against PEFT, in pairs: what `make bench` runs.
+"""How fast whole processes are, in pairs with a floor, the plain sum or PEFT: `make bench`.
 
 python benchmarks/speed.py [--quick] [--only W1-arithmetic,W3] [--json out.json] [--strict]
 

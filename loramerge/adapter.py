@@ -56,7 +56,7 @@ class LowRank(Struct, frozen=True):
         return int(self.A.shape[-2])
 
 
-# Where updates of a module are told apart: by what they read, by that and what they write, nowhere.
+# What a module does: queries or keys, values or the way out of an attention, the way out of an MLP.
 Role: TypeAlias = Literal["query", "value", "output", "down", "other"]
 
 

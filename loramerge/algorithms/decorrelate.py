@@ -233,9 +233,8 @@ def _count(norms: Array) -> Array:
 def _by_outputs(updates: Updates, read: Inputs, out: Array, ridge: float) -> tuple[Array, Array]:
     """M [*b, s, s] with B M A = sum_t (K + l I)^-1 dW_t dW_t^T dW_t, and the condition. [*b]
 
-    K = sum_t dW_t dW_t^T, each of trace 1; `out` are B^T B. As the inputs of
-    dW_t^T, but that what is solved for lies in the span of B, so that nothing of its length is
-    needed.
+    K = sum_t dW_t dW_t^T, each of trace 1; `out` are B^T B. As the inputs of dW_t^T, but that what
+    is solved for lies in the span of B, so that nothing of its length is needed.
     """
     into = read.products[..., read.own, read.own]
     turns, start, sides = [], 0, []
