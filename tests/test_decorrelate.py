@@ -7,11 +7,12 @@ import pytest
 from msgspec.structs import replace
 
 from loramerge.adapter import LowRank, Role, Updates
+from loramerge.algorithms._corrected import Mixed, between
 from loramerge.algorithms._inputs import inputs
 from loramerge.algorithms.decorrelate import DecorrelateOptions, decorrelate
 from loramerge.algorithms.tsv import TsvOptions, tsv
 from loramerge.linalg.calibrations import calibrated
-from loramerge.linalg.spectrum import Spectrum
+from loramerge.linalg.spectrum import Basis, Spectrum, basis
 from tests.entries import apart, low_rank
 from tests.updates import dense, gaussian, near, weighted_sum
 
@@ -147,6 +148,20 @@ def test_it_knows_its_length_and_how_much_of_the_sum_it_is(
     np.testing.assert_allclose(found.whole[1], [np.sum(result * target)], atol=1e-5 * size)
 
 
+def test_a_mix_of_two_bases_is_the_mix_of_what_stands_in_them(rng: np.random.Generator) -> None:
+    X, rows = rng.standard_normal((1, M, 5)), rng.standard_normal((1, 7, N))
+    own = basis(X)
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    turned = Basis(X, own.mix @ turn, turn.T @ own.coefficients, own=True)
+    other = Basis(X @ turned.mix, np.eye(5)[None], turned.coefficients)  # the same, lifted
+    Z = rng.standard_normal((2, 1, 5, 7))
+    near_ = Mixed(own, Z[0], Z[0], rows, rows @ rows.mT)
+    wanted = 0.3 * X @ own.mix @ Z[0] @ rows + 0.7 * X @ turned.mix @ Z[1] @ rows
+    for left in (turned, other):
+        found = between(near_, near_._replace(left=left, Z=Z[1]), np.array([0.3]))
+        np.testing.assert_allclose(X @ found.left.mix @ found.Z @ rows, wanted, atol=1e-10)
+
+
 def test_calibrated_it_knows_its_length_no_more(rng: np.random.Generator) -> None:
     updates = updates_of(three(rng)[0])
     found = decorrelate(updates, DecorrelateOptions())
@@ -235,9 +250,8 @@ def test_of_many_updates_with_one_a_a_small_change_is_no_small_change(
     changed = [near(rng, factor, 1e-3) for factor in factors]
     options = DecorrelateOptions(role=role)
     gap = apart(merged(updates_of(changed), options), merged(updates_of(factors), options))
-    assert (
-        1e-2 < gap < 1e-1
-    )  # outside the law: they read the same, and so the change is all there is
+    # outside the law: all read the same, so that the change is all there is to tell them by
+    assert 1e-2 < gap < 1e-1
 
 
 def test_an_update_taken_from_itself_leaves_nothing(rng: np.random.Generator) -> None:

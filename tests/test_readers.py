@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 import loramerge as lm
-from loramerge.adapter import Adapter, LowRank
+from loramerge.adapter import LowRank, Role
 from loramerge.algorithms.decorrelate import DecorrelateOptions
 from loramerge.siblings import readers, role
 from tests.build import write_peft
@@ -85,28 +85,19 @@ def test_adapters_need_not_adapt_the_same_modules(
     assert apart(delta, written_out(updates, 0.2, 0.5, "value")[None]) < 1e-5  # float32 factors
 
 
-def gap_of_values(result: Adapter, adapters: list[Adapter]) -> float:
-    """How far the first layer's values are from what their own rule makes of them."""
-    name = "model.layers.0.self_attn.v_proj"
-    read = [[a.read(name.replace("v_", f"{one}_")) for one in "vqk"] for a in adapters]
-    batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
-    updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
-    wanted = merged(updates, DecorrelateOptions(role="value"))
-    return apart(dense(result.read(name))[None], wanted)
-
-
-def test_the_engine_hands_over_the_siblings() -> None:
-    paths = [FIXTURE / "sh3_rev", FIXTURE / "sort_inter"]
-    result, _ = lm.run("decorrelate", [str(path) for path in paths], rank="full", scale="paper")
-    adapters = [lm.load(str(path)) for path in paths]
-    name = "model.layers.0.self_attn.q_proj"
-    read = [[a.read(name.replace("q_", f"{one}_")) for one in "qkv"] for a in adapters]
-    batched = [[LowRank(u.A[None], u.B[None]) for u in row] for row in read]
-    updates = updates_of([row[0] for row in batched], (), tuple(tuple(r[1:]) for r in batched))
-    found = dense(result.adapter.read(name))
-    assert apart(found[None], merged(updates)) < 1e-3  # written in float16
-    assert (
-        gap_of_values(result.adapter, adapters) < 1e-3
-    )  # of the same shape as a query, and told apart by its input alone
-    alone = merged(replace(updates, siblings=()))
-    assert apart(alone, merged(updates)) > 1e-2  # or it would not show
+@pytest.mark.parametrize(
+    ("order", "does"),
+    [("qkv", "query"), ("vqk", "value")],  # of one shape, and told apart by role alone
+)
+def test_the_engine_hands_over_the_siblings(order: str, does: Role) -> None:
+    paths = [str(FIXTURE / task) for task in ("sh3_rev", "sort_inter")]
+    result, _ = lm.run("decorrelate", paths, rank="full", scale="paper")
+    name = "model.layers.0.self_attn.{}_proj"
+    read = [[lm.load(path).read(name.format(one)) for one in order] for path in paths]
+    own, *beside = zip(*([LowRank(u.A[None], u.B[None]) for u in row] for row in read), strict=True)
+    updates = updates_of(list(own), siblings=tuple(zip(*beside, strict=True)))
+    found = dense(result.adapter.read(name.format(order[0])))[None]
+    options = DecorrelateOptions(role=does)
+    assert apart(found, merged(updates, options)) < 1e-3  # written in float16
+    alone = merged(replace(updates, siblings=()), options)
+    assert apart(alone, merged(updates, options)) > 1e-2  # or it would not show
