@@ -238,9 +238,12 @@ def test_on_files_a_number_is_a_factor_beside_lambda(paths: list[Path], tmp_path
 def test_the_report_states_the_factor_and_what_the_other_policies_would_give(
     paths: list[Path],
 ) -> None:
-    _, report = loramerge.arithmetic(paths, scale="norm", rank="full")
+    rows = len(NAMES) * M
     parts = [flat(read_deltas(path)) for path in paths]
+    weight = 0.09 * rows**0.5 / float(np.linalg.norm(parts[0]))  # between the bounds of size
+    weights = [weight] * len(paths)
+    _, report = loramerge.arithmetic(paths, weights=weights, scale="norm", rank="full")
     for name in POLICIES:
-        wanted = factor(name, totals(parts, rows=len(NAMES) * M))
+        wanted = factor(name, totals([weight * part for part in parts], rows=rows))
         assert report.others[name] == pytest.approx(wanted, rel=1e-5)
     assert report.scale == report.others["norm"]
